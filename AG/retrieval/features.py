@@ -1,0 +1,257 @@
+"""LocalFeatures: what every extractor makes, and every matcher takes; the store that keeps them."""
+
+import hashlib
+import json
+import os
+import threading
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from retrieval.errors import InputError
+from retrieval.files import write_atomically
+
+
+@dataclass(frozen=True)
+class LocalFeatures:
+    """The local features of one image; rows are features, strongest first.
+
+    keypoints:    (N, 2) float32, x and y in pixels of the original image (after its EXIF
+                  orientation); the centre of the top-left pixel is (0, 0).
+    descriptors:  (N, d) float32 (float16 when read from a store that keeps halves).
+    scores:       (N,) float32, the attention or detector response; higher is stronger.
+    image_size:   (width, height) of the original image in pixels.
+    scales:       (N,) float32, the size of a feature in pixels, or None.
+    orientations: (N,) float32, radians, or None.
+    """
+
+    keypoints: np.ndarray
+    descriptors: np.ndarray
+    scores: np.ndarray
+    image_size: tuple[int, int]
+    scales: np.ndarray | None = None
+    orientations: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.keypoints)
+        if self.keypoints.shape != (n, 2):
+            raise ValueError(f"keypoints must be (N, 2), not {self.keypoints.shape}")
+        for name in ("descriptors", "scores", "scales", "orientations"):
+            rows = getattr(self, name)
+            if rows is not None and len(rows) != n:
+                raise ValueError(f"{n} keypoints but {len(rows)} {name}")
+
+    def __len__(self) -> int:
+        return len(self.keypoints)
+
+
+# How a store keeps the fields. Halves are enough for descriptors; keypoints in halves would be off
+# by up to half a pixel.
+_STORED = {
+    "keypoints": np.float32,
+    "descriptors": np.float16,
+    "scores": np.float32,
+    "scales": np.float32,
+    "orientations": np.float32,
+}
+
+# Shards kept open at a time, well below the usual limit of 1024 files.
+_MOST_OPEN = 256
+
+
+class _Place(NamedTuple):
+    """Where an image's features lie: rows start to stop of a shard."""
+
+    shard: Path
+    start: int
+    stop: int
+    image_size: tuple[int, int]
+
+
+class FeatureStore:
+    """LocalFeatures on disk, by the id of their image; readable by any number of threads.
+
+    The features of several images lie end to end in a shard, an immutable safetensors file. A .json
+    file of the same name tells which images these are; it is written last, and without it a shard
+    does not count. So a killed writer loses what it had not flushed and nothing else, and several
+    processes may write to one store: no two choose one name, and no file is ever changed. Where two
+    have stored one image, either answer is given. Shards are mapped into memory; only what is asked
+    for is read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Use `open`, which chooses the folder by what the features depend on."""
+        self.folder = folder
+        self._lock = threading.Lock()
+        self._open_shards: dict[Path, Any] = {}
+        self._places: dict[str, _Place] = {}
+        for manifest in sorted(folder.glob("shard-*.json")):
+            self._places |= _read_manifest(manifest)
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str], key: Mapping[str, Any]) -> "FeatureStore":
+        """The store for ``key`` below ``folder``, made if it is not there.
+
+        ``key`` holds all that determines the features (weights hash, scales, resize, …) as plain
+        values. Each key has its subfolder, named by its hash; ``manifest.json`` there shows it.
+        Raises InputError, naming the file and the remedy, for a damaged manifest and for a shard
+        that is missing or cut short.
+        """
+        text = json.dumps({"format": 1, "key": dict(key)}, indent=1, sort_keys=True)
+        store = Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:16]
+        manifest = store / "manifest.json"
+        if not manifest.exists():
+            write_atomically(manifest, text)
+        elif manifest.read_bytes() != text.encode():
+            raise InputError(f"{manifest} is damaged; delete the folder {store}")
+        return cls(store)
+
+    def ids(self) -> list[str]:
+        """The ids of all images in the store, sorted."""
+        return sorted(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, image_id: str) -> bool:
+        return image_id in self._places
+
+    def __getitem__(self, image_id: str) -> LocalFeatures:
+        """The features of an image, descriptors as float16; KeyError if it is not in the store."""
+        place = self._places[image_id]
+        try:
+            shard = self._open_shard(place.shard)
+            fields = {n: _rows(shard, n, place) for n in _STORED.keys() & shard.keys()}
+        except (OSError, safetensors.SafetensorError) as error:
+            raise _damaged(place.shard, str(error)) from error
+        return LocalFeatures(**fields, image_size=place.image_size)
+
+    def writer(self, images_per_shard: int = 128) -> "FeatureWriter":
+        """A writer whose images join this store when a shard is full, flushed or the block ends."""
+        return FeatureWriter(self, images_per_shard)
+
+    def add_shard(self, manifest: Path) -> None:
+        """Take in a shard that was written since the store was opened."""
+        places = _read_manifest(manifest)
+        with self._lock:
+            self._places = self._places | places
+
+    def _open_shard(self, path: Path) -> Any:
+        with self._lock:
+            if path not in self._open_shards:
+                if len(self._open_shards) >= _MOST_OPEN:
+                    self._open_shards.pop(next(iter(self._open_shards)))
+                self._open_shards[path] = safetensors.safe_open(path, "np")
+            return self._open_shards[path]
+
+
+class FeatureWriter:
+    """Puts features into a store, a shard at a time, in a ``with`` block and from any thread."""
+
+    def __init__(self, store: FeatureStore, images_per_shard: int) -> None:
+        self._store = store
+        self._images_per_shard = images_per_shard
+        self._lock = threading.RLock()
+        self._waiting: dict[str, LocalFeatures] = {}
+
+    def __enter__(self) -> "FeatureWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.flush()
+
+    def put(self, image_id: str, features: LocalFeatures) -> None:
+        """Add an image; on disk once its shard is full or flushed.
+
+        Raises ValueError if the image is in the store, InputError for descriptors that are not
+        finite or too large for halves.
+        """
+        kept = _as_stored(image_id, features)
+        with self._lock:
+            if image_id in self._waiting or image_id in self._store:
+                raise ValueError(
+                    f"the features of {image_id!r} are already in {self._store.folder}"
+                )
+            if self._waiting and _layout(kept) != _layout(next(iter(self._waiting.values()))):
+                self.flush()  # all images of a shard have the same fields, of the same width
+            self._waiting[image_id] = kept
+            if len(self._waiting) >= self._images_per_shard:
+                self.flush()
+
+    def flush(self) -> None:
+        """Write what waits as a shard, whole and on the disk when this returns."""
+        with self._lock:
+            if not self._waiting:
+                return
+            images = list(self._waiting.values())
+            tensors = {
+                name: np.concatenate([getattr(image, name) for image in images])
+                for name in _layout(images[0])
+            }
+            data = safetensors.numpy.save(tensors)
+            shard = self._store.folder / f"shard-{uuid.uuid4().hex}.safetensors"
+            write_atomically(shard, data)
+            entries = [[i, len(image), *image.image_size] for i, image in self._waiting.items()]
+            manifest = shard.with_suffix(".json")
+            write_atomically(manifest, json.dumps({"bytes": len(data), "images": entries}))
+            self._store.add_shard(manifest)
+            self._waiting = {}
+
+
+def _as_stored(image_id: str, features: LocalFeatures) -> LocalFeatures:
+    """The features in the types they are stored in."""
+    fields: dict[str, Any] = {}
+    with np.errstate(over="ignore"):
+        for name, kind in _STORED.items():
+            rows = getattr(features, name)
+            fields[name] = None if rows is None else np.array(rows, kind)
+    if not np.isfinite(fields["descriptors"]).all():
+        raise InputError(
+            f"{image_id}: its descriptors are not finite or too large for 16 bits; check the "
+            "weights that made them"
+        )
+    return LocalFeatures(**fields, image_size=features.image_size)
+
+
+def _layout(features: LocalFeatures) -> dict[str, tuple[int, ...]]:
+    """The shape of a row of each field that is there."""
+    fields = {name: getattr(features, name) for name in _STORED}
+    return {name: rows.shape[1:] for name, rows in fields.items() if rows is not None}
+
+
+def _rows(shard: Any, name: str, place: _Place) -> np.ndarray:
+    """An image's rows of a field, read from an open shard."""
+    rows = shard.get_slice(name)
+    if place.start == place.stop:  # safetensors refuses an empty slice at the end
+        return np.empty((0, *rows.get_shape()[1:]), _STORED[name])
+    return rows[place.start : place.stop]
+
+
+def _read_manifest(manifest: Path) -> dict[str, _Place]:
+    shard = manifest.with_suffix(".safetensors")
+    try:
+        content = json.loads(manifest.read_bytes())
+        num_bytes, places, start = int(content["bytes"]), {}, 0
+        for image_id, count, width, height in content["images"]:
+            places[str(image_id)] = _Place(shard, start, start + count, (width, height))
+            start += count
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise _damaged(manifest, str(error)) from error
+    found = shard.stat().st_size if shard.exists() else None
+    if found != num_bytes:
+        problem = "it is missing" if found is None else f"{found} bytes instead of {num_bytes}"
+        raise _damaged(shard, problem)
+    return places
+
+
+def _damaged(path: Path, problem: str) -> InputError:
+    return InputError(
+        f"{path} is damaged ({problem}); delete {path.with_suffix('')}.* and its images are "
+        "extracted again"
+    )

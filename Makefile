@@ -1,0 +1,35 @@
+# `make demo` and `make test` need Python 3.11-3.13 with venv, git and nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint unit clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python AG/demo.py
+
+test: lint unit
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: $(VENV)/.installed-test
+	$(BIN)/python -m pytest
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "Python 3.11-3.13 is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+# Exact versions come from requirements.lock; an unchanged lock installs nothing twice.
+$(VENV)/.installed: requirements.lock pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -c requirements.lock -e .
+	touch $@
+
+$(VENV)/.installed-test: requirements.lock pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -c requirements.lock -e '.[test]'
+	touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) logs

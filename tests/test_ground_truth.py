@@ -1,0 +1,345 @@
+import csv
+import io
+import json
+import os
+import pickle
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from retrieval import ground_truth, metrics, places
+from retrieval.errors import InputError
+
+
+def data_folder(name):
+    path = Path(os.environ.get("DELG_DATA", "unset")) / name
+    if not path.exists():
+        pytest.skip(f"DELG_DATA does not name a folder with {name}")
+    return path
+
+
+def as_lists(rows):
+    return [each.tolist() for each in rows]
+
+
+# --- by distance
+
+
+@pytest.mark.parametrize("max_angle", [None, 45.0, 180.0])
+def test_by_distance_against_all_pairs(max_angle):
+    rng = np.random.default_rng(0)
+    queries, database = rng.uniform(0, 100, (40, 2)), rng.uniform(0, 100, (150, 2))
+    headings = rng.uniform(0, 360, 40), rng.uniform(-360, 720, 150)
+    found = ground_truth.by_distance(queries, database, 25, *headings, max_angle)
+    for query in range(40):
+        expected = []
+        for row in range(150):
+            near = np.hypot(*(queries[query] - database[row])) <= 25
+            difference = np.radians(headings[0][query] - headings[1][row])
+            turn = np.degrees(np.arccos(np.clip(np.cos(difference), -1, 1)))
+            if near and (max_angle is None or turn <= max_angle):
+                expected.append(row)
+        assert found.positives[query].tolist() == expected
+        assert found.junk[query].size == 0
+
+
+def test_by_distance_takes_the_threshold_in_at_utm_size():
+    query = np.array([[548240.0, 4180741.0]])
+    database = query + [[25.0, 0.0], [0.0, -25.0], [25.001, 0.0], [15.0, 20.0]]
+    assert as_lists(ground_truth.by_distance(query, database).positives) == [[0, 1, 3]]
+
+
+def test_by_distance_of_nothing():
+    some, none = np.zeros((3, 2)), np.empty((0, 2))
+    assert as_lists(ground_truth.by_distance(some, none).positives) == [[], [], []]
+    assert ground_truth.by_distance(none, some).positives == []
+    assert as_lists(ground_truth.by_distance(some, some[:1], max_angle=None).junk) == [[], [], []]
+
+
+def test_by_distance_needs_headings_for_an_angle():
+    utm, heading = np.zeros((2, 2)), np.array([3.0, np.nan])
+    with pytest.raises(InputError, match=r"--positive_angle .* 1 of 2 queries have none"):
+        ground_truth.by_distance(utm, utm, 25, heading, np.zeros(2), 45)
+    with pytest.raises(InputError, match="2 of 2 database images"):
+        ground_truth.by_distance(utm, utm, 25, np.zeros(2), None, 45)
+
+
+def test_by_distance_gives_the_campus_file():
+    folder = data_folder("campus")
+    query_paths, *query = places.read_split(folder / "queries")
+    database_paths, *database = places.read_split(folder / "database")
+    names = [path.name for path in query_paths], [path.name for path in database_paths]
+    by_file = ground_truth.from_file(folder / "positives.csv", *names)
+    computed = ground_truth.by_distance(query[0], database[0], 25, query[1], database[1], 45)
+    assert as_lists(by_file.positives) == as_lists(computed.positives)
+
+
+# --- from a file
+
+QUERIES = ["q 1.jpg", "sub/q2.jpg", "q3.jpg"]
+DATABASE = ["a/x.jpg", "b/x.jpg", "b/y z.jpg", "c@;.jpg"]
+
+
+def write_csv(path, lines):
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(lines)
+    return path
+
+
+def test_csv(tmp_path):
+    path = write_csv(
+        tmp_path / "p.csv",
+        [
+            ("query", "positives (;-separated)"),
+            ("q2.jpg", "b/x.jpg;y z.jpg;"),
+            ("q3.jpg", ""),
+            ("q 1.jpg", "a/x.jpg"),
+        ],
+    )
+    found = ground_truth.from_file(path, QUERIES, DATABASE)
+    assert as_lists(found.positives) == [[0], [1, 2], []]
+    assert as_lists(found.junk) == [[], [], []]
+    path.write_text("\ufeff" + path.read_text().split("\n", 1)[1])  # no header, a byte-order mark
+    assert as_lists(ground_truth.from_file(path, QUERIES, DATABASE).positives) == [[0], [1, 2], []]
+
+
+def test_json_by_rows_and_by_names(tmp_path):
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps({"positives_per_query": [[3, 0], [], [2, 2]]}))
+    found = ground_truth.from_file(path, QUERIES, DATABASE)
+    assert as_lists(found.positives) == [[0, 3], [], [2]]
+    named = {"q3.jpg": ["y z.jpg"], "q 1.jpg": ["c@;.jpg", "a/x.jpg"], "sub/q2.jpg": []}
+    path.write_text(json.dumps(named))
+    again = ground_truth.from_file(path, QUERIES, DATABASE)
+    assert as_lists(again.positives) == as_lists(found.positives)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"positives_per_query": [[0], [1]]}, "has 2 lists, but there are 3 queries"),
+        ({"positives_per_query": [[0], [1], [4]]}, "row 4 is not in the database of 4"),
+        ({"positives_per_query": [[0], [1], [-1]]}, "row -1 is not in the database"),
+        ({"positives_per_query": [[0], [1], [0.5]]}, "expected a list of rows"),
+        ({"positives_per_query": [[0], [1], ["x"]]}, "expected a list of rows"),
+        ({"positives_per_query": [[0], [1], [[1], [2, 3]]]}, "expected a list of rows"),
+        ({"positives_per_query": [[0], [1], 2]}, "expected a list of rows"),
+        ({"positives_per_query": [[0], [1], [True]]}, "expected a list of rows"),
+        ({"positives_per_query": 5}, "has no lists"),
+        ({"q 1.jpg": [], "q2.jpg": []}, r"1 of 3 queries are not in it .*q3\.jpg"),
+        ({"q9.jpg": []}, r"'q9\.jpg' is unknown in the queries"),
+        ({"q3.jpg": ["w.jpg"]}, r"'w\.jpg' is unknown in the database"),
+        ({"q3.jpg": ["x.jpg"]}, r"'x\.jpg' is borne by several files in the database"),
+        ({"q3.jpg": [], "q2.jpg": [], "sub/q2.jpg": []}, "more than once"),
+        ({"q3.jpg": [1]}, "expected"),
+        ([1, 2], "expected"),
+    ],
+)
+def test_bad_json(tmp_path, content, message):
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=rf"p\.json.*{message}"):
+        ground_truth.from_file(path, QUERIES, DATABASE)
+
+
+def test_bad_files(tmp_path):
+    with pytest.raises(InputError, match=r"none\.csv: cannot be read as CSV"):
+        ground_truth.from_file(tmp_path / "none.csv", QUERIES, DATABASE)
+    (tmp_path / "p.json").write_text("{")
+    with pytest.raises(InputError, match=r"p\.json: cannot be read as JSON"):
+        ground_truth.from_file(tmp_path / "p.json", QUERIES, DATABASE)
+    with pytest.raises(InputError, match=r"\.csv or \.json, not '\.txt'"):
+        ground_truth.from_file(tmp_path / "p.txt", QUERIES, DATABASE)
+    path = write_csv(tmp_path / "p.csv", [("q3.jpg", "a/x.jpg", "b/x.jpg")])
+    with pytest.raises(InputError, match="3 cells"):
+        ground_truth.from_file(path, QUERIES, DATABASE)
+    path.write_bytes(b"q3.jpg,\xff\xfe")
+    with pytest.raises(InputError, match="cannot be read as CSV"):
+        ground_truth.from_file(path, QUERIES, DATABASE)
+
+
+def test_corridor_file():
+    folder = data_folder("corridor")
+    names = [
+        [path.name for path in sorted((folder / part).glob("*.jpg"))] for part in ("query", "ref")
+    ]
+    found = ground_truth.from_file(folder / "positives.json", *names)
+    for query, rows in enumerate(found.positives):
+        assert rows.tolist() == [r for r in range(query - 2, query + 3) if 0 <= r < 111]
+
+
+# --- revisited Oxford/Paris
+
+ENTRIES: list[dict[str, Any]] = [
+    {"bbx": [1, 2, 30.5, 40], "easy": [0, 3], "hard": [1], "junk": [4]},
+    {"bbx": [0, 0, 9, 9], "easy": [], "hard": [2], "junk": []},
+]
+GND: dict[str, Any] = {"imlist": list("abcde"), "qimlist": ["q0", "q1"], "gnd": ENTRIES}
+
+
+def arrays_inside(gnd):
+    """The same ground truth with numpy arrays and scalars, as some copies have it."""
+    entries: list[dict[str, Any]] = [
+        {
+            name: np.array(rows, np.float64 if name == "bbx" else np.int64)
+            for name, rows in entry.items()
+        }
+        for entry in gnd["gnd"]
+    ]
+    entries[0]["easy"] = [np.int64(0), np.int32(3)]
+    return gnd | {"gnd": entries, "qimlist": tuple(gnd["qimlist"])}
+
+
+def write_gnd(path, content, protocol=2):
+    path.write_bytes(
+        json.dumps(content).encode() if path.suffix == ".json" else pickle.dumps(content, protocol)
+    )
+    return path
+
+
+def check_gnd(revisited):
+    assert revisited.imlist == list("abcde")
+    assert revisited.qimlist == ["q0", "q1"]
+    np.testing.assert_array_equal(revisited.boxes, [[1, 2, 30.5, 40], [0, 0, 9, 9]])
+    truth = revisited.ground_truth
+    assert {name: as_lists(each.positives) for name, each in truth.items()} == {
+        "E": [[0, 3], []],
+        "M": [[0, 1, 3], [2]],
+        "H": [[1], [2]],
+    }
+    assert {name: as_lists(each.junk) for name, each in truth.items()} == {
+        "E": [[1, 4], [2]],
+        "M": [[4], []],
+        "H": [[0, 3, 4], []],
+    }
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("content", [GND, arrays_inside(GND)], ids=["lists", "arrays"])
+def test_read_gnd_pickle(tmp_path, content, protocol):
+    check_gnd(ground_truth.read_gnd(write_gnd(tmp_path / "gnd.pkl", content, protocol)))
+
+
+def test_read_gnd_json_and_old_numpy_names(tmp_path):
+    check_gnd(ground_truth.read_gnd(write_gnd(tmp_path / "gnd.json", GND)))
+    new = pickle.dumps(arrays_inside(GND), 2)
+    assert b"numpy._core" in new
+    (tmp_path / "gnd.pkl").write_bytes(new.replace(b"numpy._core", b"numpy.core"))
+    check_gnd(ground_truth.read_gnd(tmp_path / "gnd.pkl"))
+
+
+def test_original_oxford_and_no_boxes(tmp_path):
+    entries = [{"good": [0], "ok": [1, 2], "junk": [4]}, {"good": [], "ok": [3], "junk": []}]
+    revisited = ground_truth.read_gnd(write_gnd(tmp_path / "g.json", GND | {"gnd": entries}))
+    assert revisited.boxes is None
+    truth = revisited.ground_truth
+    assert as_lists(truth["E"].positives) == [[0], []]
+    assert as_lists(truth["M"].positives) == [[0, 1, 2], [3]]
+    assert as_lists(truth["H"].junk) == [[0, 4], []]
+    entries = [{"ok": [1, 2], "junk": [4]}, {"ok": [3], "junk": []}]
+    truth = ground_truth.read_gnd(
+        write_gnd(tmp_path / "g.json", GND | {"gnd": entries})
+    ).ground_truth
+    assert list(truth) == ["M"]
+    assert as_lists(truth["M"].positives) == [[1, 2], [3]]
+    assert as_lists(truth["M"].junk) == [[4], []]
+
+
+@pytest.mark.parametrize("suffix", ["json", "pkl"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gnd": ENTRIES[:1]}, "entry in gnd for each of 2 queries, found 1"),
+        ({"gnd": [ENTRIES[0], ENTRIES[1] | {"hard": [5]}]}, "row 5 is not in the database of 5"),
+        ({"gnd": [ENTRIES[0], ENTRIES[1] | {"hard": ["a"]}]}, "expected a list of rows"),
+        ({"gnd": [ENTRIES[0], ENTRIES[1] | {"junk": [2]}]}, "query 1 .* both positive and junk"),
+        ({"gnd": [ENTRIES[0], {"easy": []}]}, "easy, hard and junk"),
+        ({"gnd": [ENTRIES[0], 7]}, "entry in gnd"),
+        ({"gnd": 7}, "lists"),
+        ({"gnd": [ENTRIES[0], ENTRIES[1] | {"bbx": [1, 2]}]}, "bbx must be four numbers"),
+        ({"gnd": [ENTRIES[0], ENTRIES[1] | {"bbx": None}]}, "bbx must be four numbers"),
+        ({"imlist": [1, 2]}, "lists of names"),
+        ({"imlist": None}, "lists"),
+    ],
+)
+def test_bad_gnd(tmp_path, suffix, change, message):
+    path = write_gnd(tmp_path / f"gnd.{suffix}", GND | change)
+    with pytest.raises(InputError, match=rf"gnd\.{suffix}.*{message}"):
+        ground_truth.read_gnd(path)
+
+
+class Evil:
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+@pytest.mark.parametrize("call", ["system", "eval", "getattr", "Popen", "load", "object array"])
+def test_a_pickle_runs_nothing(tmp_path, call, protocol):
+    trace = tmp_path / "trace"
+    evil = {
+        "system": Evil(os.system, f"touch {trace}"),
+        "eval": Evil(eval, f"open({str(trace)!r}, 'w')"),
+        "getattr": Evil(getattr, "", "join"),
+        "Popen": Evil(subprocess.Popen, ["touch", str(trace)]),
+        "load": Evil(np.load, str(trace)),
+        "object array": np.array([Evil(os.system, f"touch {trace}")], object),
+    }
+    path = write_gnd(tmp_path / "gnd.pkl", GND | {"more": evil[call]}, protocol)
+    with pytest.raises(InputError, match=r"gnd\.pkl: cannot be read .*it refers to"):
+        ground_truth.read_gnd(path)
+    assert not trace.exists()
+
+
+def test_damaged_pickles_raise_nothing_but_input_error(tmp_path):
+    whole = np.frombuffer(pickle.dumps(arrays_inside(GND), 2), np.uint8)
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        data = whole.copy()
+        data[rng.integers(0, len(data), 2)] = rng.integers(0, 256, 2)
+        (tmp_path / "gnd.pkl").write_bytes(data[: rng.integers(0, 2 * len(data))])
+        try:
+            ground_truth.read_gnd(tmp_path / "gnd.pkl")
+        except InputError:
+            continue
+    with pytest.raises(InputError, match=r"none\.pkl: cannot be read"):
+        ground_truth.read_gnd(tmp_path / "none.pkl")
+
+
+@pytest.mark.parametrize(
+    ("name", "images"), [("gnd_roxford5k.pkl", 4993), ("gnd_rparis6k.pkl", 6322)]
+)
+def test_official_ground_truth(name, images):
+    path = data_folder(name)
+    revisited = ground_truth.read_gnd(path)
+    assert len(revisited.imlist) == images
+    assert revisited.boxes is not None
+    assert revisited.boxes.shape == (70, 4)
+    plain = pickle.load(io.BytesIO(path.read_bytes()))  # these two files hold plain values alone
+    for query, entry in enumerate(plain["gnd"]):
+        easy, hard, junk = (set(entry[name]) for name in ("easy", "hard", "junk"))
+        truth = revisited.ground_truth
+        assert set(truth["E"].positives[query]) == easy
+        assert set(truth["M"].positives[query]) == easy | hard
+        assert set(truth["H"].positives[query]) == hard
+        assert set(truth["E"].junk[query]) == junk | hard
+        assert set(truth["M"].junk[query]) == junk
+        assert set(truth["H"].junk[query]) == junk | easy
+    perfect = [
+        np.concatenate([right, np.setdiff1d(np.arange(images), right)])
+        for right in revisited.ground_truth["M"].positives
+    ]
+    mean, _ = metrics.mean_average_precision(np.array(perfect), revisited.ground_truth["M"])
+    assert mean == pytest.approx(100)
+
+
+def test_mini_paris():
+    revisited = ground_truth.read_gnd(data_folder("mini_rparis") / "gnd_mini_rparis.json")
+    assert (len(revisited.imlist), len(revisited.qimlist)) == (238, 12)
+    assert list(revisited.ground_truth) == ["E", "M", "H"]

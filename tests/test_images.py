@@ -1,0 +1,221 @@
+import contextlib
+import io
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from retrieval import images
+from retrieval.errors import InputError
+from retrieval.images import ImageError
+
+
+def photo(width=64, height=48, seed=0):
+    """A smooth random picture, so that JPEG keeps it nearly as it is."""
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return np.array(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".webp", ".jpg"])
+def test_read_gives_rgb(tmp_path, suffix):
+    pixels = photo()
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(pixels).save(path, lossless=True, quality=95, subsampling=0)
+    read = images.read_image(path)
+    assert read.dtype == np.uint8
+    assert read.flags.writeable
+    assert np.abs(read.astype(int) - pixels).mean() < (3 if suffix == ".jpg" else 1e-9)
+    assert images.image_size(path) == (64, 48)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])
+def test_orientation_as_pillow_turns_it(tmp_path, suffix, orientation):
+    path = tmp_path / f"a{suffix}"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(photo()).save(path, exif=exif)
+    with Image.open(path) as image:
+        expected = np.array(ImageOps.exif_transpose(image))
+    np.testing.assert_array_equal(images.read_image(path), expected)
+    assert images.image_size(path) == (expected.shape[1], expected.shape[0])
+    reduced = images.read_image(path, longest_side=32)
+    assert max(reduced.shape) == 32
+    whole = images.resize(expected, (reduced.shape[1], reduced.shape[0])).astype(int)
+    assert np.abs(reduced - whole).mean() < 4
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1"])
+def test_other_modes_become_rgb(tmp_path, mode):
+    path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
+    image = Image.fromarray(photo()).convert(mode)
+    image.save(path)
+    expected = np.array(image.convert("RGB")).astype(int)
+    assert np.abs(images.read_image(path) - expected).mean() < 4
+
+
+def test_palette_with_transparency_and_sixteen_bits(tmp_path):
+    Image.fromarray(photo()).convert("P").save(tmp_path / "p.png", transparency=b"\0\x80\xff")
+    assert images.read_image(tmp_path / "p.png").shape == (48, 64, 3)
+    grey = np.arange(48 * 64, dtype=np.uint16).reshape(48, 64) * 21
+    Image.fromarray(grey).save(tmp_path / "deep.png")
+    np.testing.assert_array_equal(images.read_image(tmp_path / "deep.png")[..., 1], grey >> 8)
+    Image.fromarray(grey.astype(np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(ImageError, match=r"float\.tif: 32-bit pixels"):
+        images.read_image(tmp_path / "float.tif")
+
+
+@pytest.mark.parametrize(
+    ("size", "longest_side", "expected"),
+    [
+        ((400, 300), 100, (100, 75)),
+        ((300, 401), 100, (75, 100)),
+        ((400, 300), 399, (399, 299)),
+        ((400, 300), 400, (400, 300)),
+        ((40, 30), 100, (40, 30)),
+        ((1000, 2), 100, (100, 1)),
+    ],
+)
+def test_longest_side(tmp_path, size, longest_side, expected):
+    pixels = photo(*size)
+    Image.fromarray(pixels).save(tmp_path / "a.jpg", quality=95, subsampling=0)
+    read = images.read_image(tmp_path / "a.jpg", longest_side)
+    assert read.shape == (expected[1], expected[0], 3)
+    assert np.abs(read - images.resize(pixels, expected).astype(int)).mean() < 3
+
+
+def test_resize_averages_when_it_reduces():
+    board = np.zeros((64, 64, 3), np.uint8)
+    board[::2] = 200
+    reduced = images.resize(board, (8, 16))
+    assert reduced.shape == (16, 8, 3)
+    assert np.abs(reduced.astype(int) - 100).max() <= 8
+
+
+def test_to_tensor_normalises():
+    pixels = photo()
+    tensor = images.to_tensor(pixels)
+    assert tensor.shape == (3, 48, 64)
+    expected = (pixels / 255.0 - images.MEAN) / images.STD
+    np.testing.assert_allclose(tensor.permute(1, 2, 0).numpy(), expected, atol=1e-6)
+
+
+def test_crop_rounds_and_clips():
+    pixels = photo()
+    np.testing.assert_array_equal(images.crop(pixels, [1.6, 2.4, 10.4, 9.6]), pixels[2:10, 2:10])
+    np.testing.assert_array_equal(images.crop(pixels, (-5, -5, 1000, 20)), pixels[:20])
+    for box in [(5, 5, 5, 9), (70, 0, 90, 10), (0, 0, float("nan"), 4), (1, 2, 3)]:
+        with pytest.raises(InputError, match="box"):
+            images.crop(pixels, box)
+
+
+def test_list_images_is_recursive_sorted_and_blind_to_case(tmp_path):
+    for name in ["b.JPG", "a.jpeg", "sub/c.PnG", "sub/.hidden.jpg", ".trash/d.jpg", "notes.txt"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "sub" / "loop").symlink_to(tmp_path)
+    found = images.list_images(tmp_path)
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == [
+        "a.jpeg",
+        "b.JPG",
+        "sub/c.PnG",
+    ]
+
+
+def test_list_images_follows_a_linked_folder(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.tiff").touch()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "elsewhere")
+    assert images.list_images(tmp_path / "data") == [tmp_path / "data" / "link" / "a.tiff"]
+
+
+def test_list_images_missing_or_empty(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere: no such folder"):
+        images.list_images(tmp_path / "nowhere")
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(InputError, match=r"no images .*check the path"):
+        images.list_images(tmp_path)
+
+
+def test_check_headers_names_the_first_and_counts(tmp_path):
+    Image.fromarray(photo()).save(tmp_path / "good.png")
+    (tmp_path / "bad.jpg").write_bytes(b"not an image")
+    paths = [tmp_path / "good.png", tmp_path / "bad.jpg", tmp_path / "missing.jpg"]
+    seen = []
+
+    def progress(items):
+        for item in items:
+            seen.append(item)
+            yield item
+
+    with pytest.raises(ImageError, match=r"bad\.jpg.*2 of 3 images"):
+        images.check_headers(paths, progress)
+    assert len(seen) == 3
+    images.check_headers(paths[:1])
+    images.check_headers([])
+
+
+def test_missing_truncated_and_huge_files(tmp_path, monkeypatch):
+    with pytest.raises(ImageError, match=r"none\.jpg"):
+        images.read_image(tmp_path / "none.jpg")
+    with pytest.raises(ImageError, match="unreadable image"):
+        images.read_image(tmp_path)
+    Image.fromarray(photo(200, 200)).save(tmp_path / "a.jpg")
+    data = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ImageError, match=r"cut\.jpg.*truncated.*replace or remove"):
+        images.read_image(tmp_path / "cut.jpg")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ImageError, match=r"a\.jpg.*decompression bomb"):
+        images.read_image(tmp_path / "a.jpg")
+    with pytest.raises(ImageError, match="decompression bomb"):
+        images.image_size(tmp_path / "a.jpg")
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_broken_exif_leaves_the_pixels(tmp_path):
+    Image.fromarray(photo()).save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\0\0\xff\xff garbage")
+    assert images.read_image(tmp_path / "a.jpg").shape == (48, 64, 3)
+    assert images.image_size(tmp_path / "a.jpg") == (64, 48)
+    (tmp_path / "b.jpg").write_bytes(
+        (tmp_path / "a.jpg").read_bytes().replace(b"MM\0*", struct.pack("4s", b"XX\0*"))
+    )
+    assert images.image_size(tmp_path / "b.jpg") == (64, 48)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "BMP"])
+def test_damaged_files_raise_nothing_but_image_error(tmp_path, form):
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(photo()).save(buffer, form, exif=exif)
+    whole = np.frombuffer(buffer.getvalue(), np.uint8)
+    rng = np.random.default_rng(0)
+    path = tmp_path / "damaged"
+    for trial in range(60):
+        data = whole.copy()
+        where = rng.integers(0, min(len(data), 400 if trial % 2 else len(data)), 6)
+        data[where] = rng.integers(0, 256, 6)
+        path.write_bytes(data[: rng.integers(1, len(data) + 1)] if trial % 3 == 0 else data)
+        for read in (images.read_image, images.image_size):
+            with contextlib.suppress(ImageError):
+                read(path)
+
+
+def test_real_photos_read_alike_with_and_without_draft():
+    data = os.environ.get("DELG_DATA")
+    folder = Path(data or "unset") / "mini_rparis" / "jpg"
+    if not folder.is_dir():
+        pytest.skip("DELG_DATA does not name a folder with mini_rparis/jpg")
+    for path in images.list_images(folder)[:5]:
+        whole = images.read_image(path)
+        assert images.image_size(path) == (whole.shape[1], whole.shape[0])
+        small = images.read_image(path, 256)
+        plain = images.resize(whole, (small.shape[1], small.shape[0])).astype(int)
+        assert np.abs(small - plain).mean() < 5
