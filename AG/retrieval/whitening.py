@@ -1,0 +1,61 @@
+"""Linear projections of descriptors, learned on photos other than those that are searched."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from retrieval.errors import InputError
+
+
+@dataclass(frozen=True)
+class PcaConfig:
+    """Projection of local descriptors (none without photos to learn it on).
+
+    pca_power: each axis is scaled by its eigenvalue to the minus this power. 0 is plain PCA, ½
+    whitening; ¼, half-whitening, serves local descriptors best.
+    """
+
+    pca_photos: Path | None = None
+    pca_dim: int = 128
+    pca_power: float = 0.25
+
+
+@dataclass(frozen=True)
+class Projection:
+    """``x`` becomes ``(x - mean) @ matrix``, then unit norm; mean (d,), matrix (d, k), float32."""
+
+    mean: np.ndarray
+    matrix: np.ndarray
+
+    def __call__(self, descriptors: torch.Tensor) -> torch.Tensor:
+        """(..., d) to (..., k) float32 of unit norm."""
+        mean = torch.from_numpy(self.mean).to(descriptors.device)
+        matrix = torch.from_numpy(self.matrix).to(descriptors.device)
+        return torch.nn.functional.normalize((descriptors.float() - mean) @ matrix, dim=-1)
+
+    def fingerprint(self) -> str:
+        """A hash of the numbers."""
+        return hashlib.sha256(self.mean.tobytes() + self.matrix.tobytes()).hexdigest()[:16]
+
+
+def learn_pca(descriptors: np.ndarray, dim: int, power: float) -> Projection:
+    """PCA to ``dim`` with each axis scaled by its eigenvalue to the ``-power``.
+
+    Raises InputError where (N, d) ``descriptors`` are too few or too short for ``dim``.
+    """
+    count, width = descriptors.shape
+    if dim > min(count - 1, width):
+        raise InputError(
+            f"a projection to {dim} dimensions cannot be learned from {count} descriptors of "
+            f"{width} dimensions: lower --pca_dim or give more --pca_photos"
+        )
+    samples = descriptors.astype(np.float64)
+    mean = samples.mean(axis=0)
+    covariance = np.cov(samples, rowvar=False)
+    eigenvalues, vectors = np.linalg.eigh(covariance)
+    largest = np.argsort(eigenvalues)[::-1][:dim]
+    scales = np.maximum(eigenvalues[largest], 1e-12) ** -power
+    return Projection(mean.astype(np.float32), (vectors[:, largest] * scales).astype(np.float32))

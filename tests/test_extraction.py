@@ -1,0 +1,156 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from retrieval import extraction
+from retrieval.delg import Delg, DelgConfig
+from retrieval.errors import InputError
+from retrieval.extraction import ExtractConfig
+from retrieval.features import FeatureStore
+from retrieval.whitening import Projection
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    config = DelgConfig(fc_output_dim=16, attention="norm", norm_window=1)
+    return Delg(config, "none").eval()
+
+
+def config(**fields):
+    return ExtractConfig(**{"num_workers": 0, "precision": "fp32", **fields})
+
+
+def test_rows_follow_the_paths_whatever_the_sizes_and_batches(model, photo):
+    sizes = [(64, 48), (96, 64), (64, 48), (48, 64), (96, 64)]
+    paths = [photo(f"{i}.png", size, i) for i, size in enumerate(sizes)]
+    together = extraction.global_descriptors(model, paths, config(infer_batch_size=2))
+    for row, path in enumerate(paths):
+        alone = extraction.global_descriptors(model, [path], config())
+        np.testing.assert_allclose(together[row], alone[0], atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
+
+
+def test_workers_change_nothing(model, photo):
+    paths = [photo(f"{i}.png", seed=i) for i in range(3)]
+    alone = extraction.global_descriptors(model, paths, config())
+    shared = extraction.global_descriptors(model, paths, config(num_workers=2))
+    np.testing.assert_array_equal(alone, shared)
+
+
+def test_several_scales_are_averaged_and_normalised(model, photo):
+    path = photo("a.png", (96, 64))
+    found = extraction.global_descriptors(model, [path], config(scales=(0.5, 1.0)))[0]
+    pixels = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)[None].float() / 255
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    pixels = (pixels - mean[:, None, None]) / std[:, None, None]
+    half = torch.nn.functional.interpolate(pixels, (32, 48), mode="bilinear", antialias=True)
+    with torch.no_grad():
+        total = sum(model.global_descriptors(x)[0] for x in (pixels, half))
+    np.testing.assert_allclose(found, total / total.norm(), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "full", "part", "expected"),
+    [
+        ({}, (640, 480), (640, 480), (640, 480)),
+        ({"resize": "shorter", "size": 240}, (640, 480), (640, 480), (320, 240)),
+        ({"resize": "longest", "size": 320}, (640, 480), (640, 480), (320, 240)),
+        ({"resize": "longest", "size": 1024}, (640, 480), (640, 480), (640, 480)),
+        # a crop is scaled by the factor of its whole image
+        ({"resize": "longest", "size": 320}, (640, 480), (100, 50), (50, 25)),
+    ],
+)
+def test_target_sizes(fields, full, part, expected):
+    assert ExtractConfig(**fields).target_size(full, part) == expected
+
+
+@pytest.mark.parametrize("scale", [0.5, 2**-0.5, 1.0, 2**0.5, 2.0])
+@pytest.mark.parametrize("at", [(200, 120), (72, 300)])
+def test_the_keypoint_of_a_planted_patch_lies_on_it_at_every_scale(model, tmp_path, scale, at):
+    # A bright noisy patch on grey: the strongest activation must be placed on it, whatever the
+    # scale, within half of the cell's size in the original image.
+    x, y = at
+    image = np.full((400, 320, 3), 128, np.uint8)
+    side = int(24 / scale)
+    noise = np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)
+    patch = np.array(Image.fromarray(noise).resize((side, side), Image.Resampling.NEAREST))
+    image[y - side // 2 : y - side // 2 + side, x - side // 2 : x - side // 2 + side] = patch
+    path = tmp_path / "patch.png"
+    Image.fromarray(image).save(path)
+    batch = next(iter(extraction.load_batches([path], config())))
+    with torch.no_grad():
+        (found,) = extraction.local_features_of_batch(
+            model, batch, config(local_scales=(scale,), max_features=400)
+        )
+    # The centre of the activation above the background, in pixels of the original image.
+    background = np.median(found.scores)
+    weight = np.clip(found.scores - background, 0, None) ** 2
+    centre = (found.keypoints * weight[:, None]).sum(0) / weight.sum()
+    assert np.abs(centre - (x, y)).max() <= 8 / scale
+    np.testing.assert_allclose(found.scales, 16 / scale, rtol=0.02)
+    assert found.image_size == (320, 400)
+
+
+def test_keypoints_of_a_cropped_query_are_pixels_of_the_whole_image(model, photo):
+    path = photo("a.png", (320, 256))
+    setting = config(max_features=10_000)
+    whole = next(iter(extraction.load_batches([path], setting)))
+    crop = next(iter(extraction.load_batches([path], setting, [(64, 32, 320, 256)])))
+    with torch.no_grad():
+        (all_,) = extraction.local_features_of_batch(model, whole, setting)
+        (part,) = extraction.local_features_of_batch(model, crop, setting)
+    # Both grids have a stride of 16 and the crop begins at a multiple of it.
+    places = {tuple(point) for point in np.round(all_.keypoints).astype(int)}
+    assert {tuple(point) for point in np.round(part.keypoints).astype(int)} <= places
+    assert part.keypoints.min(axis=0).tolist() == [64, 32]
+
+
+def test_the_strongest_features_come_first_and_weak_ones_are_dropped(model, photo):
+    batch = next(iter(extraction.load_batches([photo("a.png", (128, 128))], config())))
+    with torch.no_grad():
+        (found,) = extraction.local_features_of_batch(model, batch, config())
+        least = float(np.median(found.scores))
+        (strong,) = extraction.local_features_of_batch(model, batch, config(min_score=least))
+    assert (np.diff(found.scores) <= 0).all()
+    assert strong.scores.min() >= least
+    assert 0 < len(strong) < len(found) == 64
+
+
+def test_a_projection_is_applied_and_leaves_unit_norm(model, photo):
+    matrix = np.random.default_rng(0).normal(size=(256, 8)).astype(np.float32)
+    projection = Projection(np.full(256, 0.01, np.float32), matrix)
+    batch = next(iter(extraction.load_batches([photo("a.png")], config())))
+    with torch.no_grad():
+        (plain,) = extraction.local_features_of_batch(model, batch, config())
+        (found,) = extraction.local_features_of_batch(model, batch, config(), projection)
+    slow = (plain.descriptors - 0.01) @ matrix
+    slow /= np.linalg.norm(slow, axis=1, keepdims=True)
+    np.testing.assert_allclose(found.descriptors, slow, atol=1e-4)
+
+
+def test_features_in_the_store_are_not_extracted_again(model, photo, tmp_path):
+    paths = [photo(f"{i}.png", seed=i) for i in range(3)]
+    store = FeatureStore.open(tmp_path / "store", {"test": 1})
+    done: list[int] = []
+    extraction.extract_local_features(model, paths[:1], ["0"], store, config())
+    paths[0].unlink()  # it must not be read again
+    extraction.extract_local_features(
+        model, paths, ["0", "1", "2"], store, config(), progress=done.append
+    )
+    assert store.ids() == ["0", "1", "2"]
+    assert sum(done) == 3
+
+
+def test_broken_images_end_the_run_or_are_listed(model, photo, tmp_path):
+    paths = [photo(f"{i}.jpg", seed=i) for i in range(3)]
+    paths[1].write_bytes(paths[1].read_bytes()[:-300])  # the header is sound, the pixels are cut
+    with pytest.raises(InputError, match=r"1\.jpg") as raised:
+        extraction.global_descriptors(model, paths, config())
+    assert "--skip_bad_images" in str(raised.value)
+    skipped: list[str] = []
+    found = extraction.global_descriptors(model, paths, config(), skipped=skipped)
+    assert len(skipped) == 1
+    assert "1.jpg" in skipped[0]
+    assert found.any(axis=1).tolist() == [True, False, True]

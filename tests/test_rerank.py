@@ -1,0 +1,215 @@
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from retrieval.errors import InputError
+from retrieval.features import LocalFeatures
+from retrieval.geometry import VerifyConfig, verify
+from retrieval.matching import match
+from retrieval.rerank import (
+    RerankConfig,
+    effect,
+    measure_floor,
+    random_pairs,
+    reorder,
+    rerank,
+)
+
+NUM_PLACES = 8
+
+
+def photos(rng, shift):
+    """One photo of each place; the same places with another shift are other views of them."""
+    scene = np.random.default_rng(99)
+    taken = []
+    for _ in range(NUM_PLACES):
+        points, looks = scene.uniform(0, 500, (60, 2)), scene.normal(size=(60, 32))
+        looks[30:] = rng.normal(size=(30, 32))  # half of the view is hidden
+        looks = (looks / np.linalg.norm(looks, axis=1, keepdims=True)).astype(np.float32)
+        points = (points + shift).astype(np.float32)
+        order = rng.permutation(60)
+        taken.append(LocalFeatures(points[order], looks[order], np.ones(60), (600, 600)))
+    return taken
+
+
+@pytest.fixture
+def city():
+    """Queries, database (two views of each place) and rankings with the positives in columns 5, 6."""
+    rng = np.random.default_rng(0)
+    database = photos(rng, 20) + photos(rng, -10)
+    queries = photos(rng, 0)
+    ids = np.arange(2 * NUM_PLACES)
+    positives = [np.array([q, q + NUM_PLACES]) for q in range(NUM_PLACES)]
+    negatives = [rng.permutation(np.setdiff1d(ids, p)) for p in positives]
+    ranking = np.stack([np.insert(n, 5, p) for n, p in zip(negatives, positives, strict=True)])
+    similarity = np.sort(rng.random(ranking.shape), axis=1)[:, ::-1]
+    return queries, database, ranking, similarity, positives
+
+
+def run(city, progress=None, **settings):
+    queries, database, ranking, similarity, _ = city
+    config = RerankConfig(**settings)
+    return rerank(ranking, similarity, queries.__getitem__, database.__getitem__, config, progress)
+
+
+def test_positives_come_first(city):
+    *_, ranking, _, positives = city
+    found = run(city)
+    assert 0 < found.floor < 20
+    for row, positive in zip(found.ranking, positives, strict=True):
+        assert set(row[:2]) == set(positive)
+    result = effect(ranking, found.ranking, positives)
+    np.testing.assert_array_equal(result.helped, np.arange(NUM_PLACES))
+    assert set(found.seconds) == {"loading", "matching", "verification", "elapsed"}
+    assert found.ms_per_pair > 0
+
+
+def test_equals_the_obvious_loop(city):
+    queries, database, ranking, similarity, _ = city
+    config = RerankConfig(top_k=9, floor=2.0)
+    found = run(city, top_k=9, floor=2.0)
+    for q, row in enumerate(ranking):
+        counts = []
+        for d in row[:9]:
+            pairs = match(queries[q].descriptors, database[d].descriptors, config.match)
+            points = queries[q].keypoints[pairs[:, 0]], database[d].keypoints[pairs[:, 1]]
+            counts.append(verify(*points, config.verify).num_inliers)
+        np.testing.assert_array_equal(found.num_inliers[q], counts)
+        keys = [(-max(n - 2.0, 0), -s) for n, s in zip(counts, similarity[q], strict=False)]
+        head = [int(row[i]) for i in sorted(range(9), key=keys.__getitem__)]
+        assert found.ranking[q].tolist() == head + row[9:].tolist()
+        by_id = dict(zip(row, similarity[q], strict=True))
+        assert found.similarity[q].tolist() == [by_id[d] for d in found.ranking[q]]
+
+
+def test_threads_change_nothing_and_leave_nothing_behind(city):
+    before = torch.get_num_threads(), cv2.getNumThreads()
+    first, second = (run(city, threads=threads) for threads in (1, 4))
+    np.testing.assert_array_equal(first.num_inliers, second.num_inliers)
+    np.testing.assert_array_equal(first.ranking, second.ranking)
+    assert first.floor == second.floor
+    assert (torch.get_num_threads(), cv2.getNumThreads()) == before
+
+
+def test_progress_counts_every_pair(city):
+    done: list[int] = []
+    run(city, done.append, top_k=5, floor=0.0)
+    assert sum(done) == 5 * NUM_PLACES
+
+
+def test_only_the_features_of_the_shortlist_are_asked_for(city):
+    queries, database, ranking, similarity, _ = city
+    asked: list[int] = []
+
+    def lookup(row):
+        asked.append(row)
+        return database[row]
+
+    config = RerankConfig(top_k=3)
+    rerank(ranking[:2], similarity[:2], queries.__getitem__, lookup, config)
+    assert set(asked) <= set(ranking[:2, :3].ravel())
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (0, 5), (3, 0)])
+def test_empty_rankings(shape):
+    def never(row):
+        raise AssertionError
+
+    empty = np.empty(shape, np.int64)
+    found = rerank(empty, empty.astype(np.float32), never, never, RerankConfig())
+    assert found.ranking.shape == found.num_inliers.shape == shape
+    assert found.floor == 0
+
+
+def test_images_without_features_stay_behind(city):
+    queries, database, ranking, similarity, positives = city
+    nothing = LocalFeatures(np.empty((0, 2)), np.empty((0, 32)), np.empty(0), (9, 9))
+    database[int(positives[0][0])] = nothing
+    queries[1] = nothing
+    found = run((queries, database, ranking, similarity, positives), floor=8.0)
+    assert found.ranking[0, 0] == positives[0][1]
+    np.testing.assert_array_equal(found.ranking[1], ranking[1])
+
+
+def test_other_models_are_passed_on(city):
+    found = run(city, verify=VerifyConfig("homography"), floor=0.0, top_k=16)
+    assert (found.num_inliers[:, 5:7] >= 25).all()
+
+
+@given(st.data())
+@settings(max_examples=50, deadline=None)
+def test_reorder_permutes_the_head_only_and_is_stable(data):
+    q, k_all = data.draw(st.integers(0, 4)), data.draw(st.integers(1, 8))
+    k = data.draw(st.integers(0, k_all))
+    floor = data.draw(st.sampled_from([0.0, 3.0, 5.5]))
+    counts = data.draw(arrays(np.int64, (q, k), elements=st.integers(0, 9)))
+    similarity = data.draw(arrays(np.float32, (q, k_all), elements=st.sampled_from([0, 0.5, 1])))
+    ranking = np.array([np.random.default_rng(i).permutation(k_all) for i in range(q)], np.int64)
+    ranking = ranking.reshape(q, k_all)
+    new, order = reorder(ranking, similarity, counts, floor)
+    assert new.shape == ranking.shape
+    np.testing.assert_array_equal(new[:, k:], ranking[:, k:])
+    np.testing.assert_array_equal(np.sort(order, axis=1), np.tile(np.arange(k_all), (q, 1)))
+    for row in range(q):
+        keys = [(-max(n - floor, 0), -similarity[row, i]) for i, n in enumerate(counts[row])]
+        assert order[row, :k].tolist() == sorted(range(k), key=keys.__getitem__)
+        assert new[row].tolist() == ranking[row, order[row]].tolist()
+
+
+def test_inliers_below_the_floor_change_nothing():
+    ranking, similarity = np.array([[4, 2, 7]]), np.array([[0.9, 0.8, 0.7]])
+    new, _ = reorder(ranking, similarity, np.array([[0, 5, 6]]), floor=6)
+    np.testing.assert_array_equal(new, ranking)
+    new, _ = reorder(ranking, similarity, np.array([[0, 5, 6]]), floor=0)  # S1's order
+    np.testing.assert_array_equal(new, [[7, 2, 4]])
+
+
+def test_random_pairs_avoid_the_own_ranking_and_repeat_by_seed():
+    ranking = np.array([[0, 1, 2], [3, 4, 5], [6, 7, 8]])
+    config = RerankConfig(floor_pairs=9)
+    pairs = random_pairs(ranking, config)
+    assert len(pairs) == len(set(pairs)) == 9
+    assert all(d not in ranking[q] for q, d in pairs)
+    assert pairs == random_pairs(ranking, config)
+    assert pairs != random_pairs(ranking, RerankConfig(floor_pairs=9, seed=1))
+    # With one query there is only the end of its own ranking.
+    assert random_pairs(ranking[:1], config) == [(0, 2)]
+
+
+def test_the_floor_is_a_quantile():
+    counts = np.arange(101)
+    assert measure_floor(counts, 0.95) == 95
+    assert measure_floor(np.array([4, 0, 5, 6]), 1.0) == 6
+    assert measure_floor(np.array([], int)) == 0
+
+
+def test_effect_names_the_queries():
+    old = np.array([[1, 2, 3]] * 5)
+    new = np.array([[2, 1, 3], [2, 1, 3], [1, 3, 2], [2, 1, 3], [3, 2, 1]])
+    positives = [np.array(rows) for rows in ([2], [1], [1], [], [3, 1])]
+    result = effect(old, new, positives)
+    assert result.helped.tolist() == [0]
+    assert result.hurt.tolist() == [1]
+    assert result.unchanged.tolist() == [2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("ranking", "message"),
+    [([[1, 2, 1]], "query 0.*twice"), ([[1, -1, 0]], "id -1"), ([1, 2], r"\(Q, K\)")],
+)
+def test_bad_rankings_are_named(ranking, message):
+    ranking = np.array(ranking)
+    with pytest.raises(InputError, match=message):
+        rerank(ranking, ranking * 1.0, [].__getitem__, [].__getitem__, RerankConfig())
+
+
+@pytest.mark.parametrize(
+    "settings_", [{"top_k": 0}, {"threads": 0}, {"floor_quantile": 2.0}, {"floor_pairs": 0}]
+)
+def test_settings_are_checked(settings_):
+    with pytest.raises(InputError):
+        RerankConfig(**settings_)
