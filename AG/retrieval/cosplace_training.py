@@ -167,10 +167,10 @@ class Trainer:
 
         Raises training.Stopped after SIGTERM or Ctrl-C, the checkpoint being written.
         """
-        if self._run is not None:
-            self._log = training.LossLog(self._run.path, self.epoch, self.step)
-        try:
-            with training.StopSignal() as stop:
+        with training.StopSignal() as stop:
+            if self._run is not None:
+                self._log = training.LossLog(self._run.path, self.epoch, self.step)
+            try:
                 while self.epoch < self._recipe.train.epochs_num:
                     self._train_epoch(stop)
                     self._save()  # a kill during validation costs the validation only
@@ -179,9 +179,9 @@ class Trainer:
                     self.epoch, self.step = self.epoch + 1, 0
                     self._save()
                     self._leave_if_asked(stop)
-        finally:
-            if self._log is not None:
-                self._log.close()
+            finally:
+                if self._log is not None:
+                    self._log.close()
 
     def _keep_best(self, metrics: Mapping[str, float]) -> None:
         assert self._run is not None

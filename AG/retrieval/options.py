@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -355,7 +356,9 @@ def _evaluated_folders(asked: Asked) -> Folders:
 
 def run(main: Callable[[], None]) -> None:
     """Call a script's ``main``; an `InputError` becomes one message and exit status 2."""
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
+    # Of the processes that torchrun starts, the first one speaks for all.
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
+    logging.basicConfig(format="%(message)s", level=level, stream=sys.stdout)
     status = 0
     try:
         main()

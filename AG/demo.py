@@ -1,0 +1,151 @@
+"""From nothing to verified recalls on the toy city, in minutes and without a GPU.
+
+Runs the project's commands one after the other, as a user would, and ends with one table. Killed
+and called again it goes on; called after it has finished it starts anew.
+"""
+
+import csv
+import json
+import logging
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from retrieval import flags, options, report
+from retrieval.evaluation_sets import PositivesConfig, open_places
+
+log = logging.getLogger("demo")
+
+AG = Path(__file__).parent
+FOLDER = options.LOGS / "demo"
+CITY = options.CACHE / "toy_city"
+
+DATA = f"--dataset_folder {CITY} --image_size 128 --resize_test_imgs"
+NETWORK = "--backbone resnet18 --fm_reduction_dim 128 --reduction"
+LEARNING = "--groups_num 1 --lr 1e-3 --train_all_layers"
+LOCAL = "--local_scales 1 1.41 2"
+JOINT = "--epochs_num 2 --iterations_per_epoch 250"
+ONLY_LOCAL = "--epochs_num 1 --iterations_per_epoch 100"
+
+
+class Demo:
+    """The steps taken so far, with their seconds; kept on disk for the next call."""
+
+    def __init__(self) -> None:
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        self._file = FOLDER / "seconds.json"
+        self.seconds: dict[str, float] = {}
+        if self._file.exists():
+            self.seconds = json.loads(self._file.read_text())
+
+    def take(self, step: str, *commands: str) -> None:
+        """Run some of this folder's scripts in processes of their own, unless that is done."""
+        if step in self.seconds:
+            return
+        start = time.perf_counter()
+        for command in commands:
+            script, *words = shlex.split(command)
+            log.info("\n== %s\npython3 AG/%s %s", step, script, shlex.join(words))
+            status = subprocess.run([sys.executable, str(AG / script), *words]).returncode
+            if status:
+                log.info("stopped at %r; the same command goes on from here", step)
+                sys.exit(status)
+        self.seconds[step] = round(time.perf_counter() - start, 1)
+        report.write_json(self._file, self.seconds)
+
+
+def last_run(step: str) -> Path:
+    """The newest run folder of a step."""
+    return sorted((FOLDER / step).iterdir())[-1]
+
+
+def result_of(step: str) -> dict[str, Any]:
+    """What a step's evaluation wrote."""
+    return json.loads((last_run(step) / "result.json").read_text())
+
+
+def a_right_answer() -> tuple[Path, Path]:
+    """A test query and its first prediction after re-ranking: the pair with a right answer."""
+    with (last_run("eval") / "predictions.csv").open(newline="") as file:
+        rows = list(csv.reader(file))[1:]
+    photos = open_places(CITY / "test", PositivesConfig())
+    positives = photos.ground_truth["R"].positives
+    ids = {name: row for row, name in enumerate(photos.database_ids)}
+    right = [i for i, row in enumerate(rows) if ids[row[1]] in positives[i]]
+    query = right[0] if right else 0
+    return photos.queries[query], photos.database[ids[rows[query][1]]]
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The figures as a table of plain text."""
+    names = list(summary["global"])
+    lines = [" " * 24 + "".join(name.rjust(7) for name in names)]
+    for key, label in (
+        ("untrained", "untrained network"),
+        ("global", "trained, global"),
+        ("reranked", "trained, re-ranked"),
+    ):
+        lines.append(label.ljust(24) + "".join(f"{summary[key][name]:7.1f}" for name in names))
+    lines.append("")
+    lines += [f"{step.ljust(24)}{seconds:7.1f} s" for step, seconds in summary["seconds"].items()]
+    lines.append(f"{'total'.ljust(24)}{sum(summary['seconds'].values()):7.1f} s")
+    lines.append(f"{'a verified pair'.ljust(24)}{summary['ms_per_pair']:7.2f} ms")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Make the city, train, train the local head alone, evaluate, draw; print the table."""
+    flags.parse(flags.make_parser(__doc__), argv)
+    summary_file = FOLDER / "summary.json"
+    if summary_file.exists():
+        shutil.rmtree(FOLDER)
+    demo = Demo()
+
+    demo.take("toy city", f"make_toy_city.py {CITY}")
+    demo.take(
+        "untrained network",
+        f"eval.py {DATA} {NETWORK} --pretrained none --no_rerank --save_dir demo/untrained",
+    )
+    demo.take(
+        "joint training",
+        f"train.py {DATA} {NETWORK} {LEARNING} --pretrained none {JOINT} --save_dir demo/train",
+    )
+    joint = last_run("train") / "best_model.pth"
+    demo.take(
+        "local-only training",
+        f"train_only_local.py {DATA} {NETWORK} {LEARNING} {LOCAL} {ONLY_LOCAL} "
+        f"--resume_model {joint} --save_dir demo/local",
+    )
+    weights = f"--resume_model {last_run('local') / 'best_model.pth'}"
+    demo.take(
+        "evaluation",
+        f"eval.py {DATA} {NETWORK} {LOCAL} {weights} --num_preds_to_save 8 --save_dir demo/eval",
+    )
+    query, database = (shlex.quote(str(photo)) for photo in a_right_answer())
+    pictures = last_run("eval") / "preds"
+    demo.take(
+        "pictures",
+        f"show.py attention {weights} --image {query} --output {pictures}/attention.png",
+        f"show.py matches {LOCAL} {weights} --query {query} --database {database} "
+        f"--output {pictures}/matches.png",
+    )
+
+    trained = result_of("eval")
+    summary = {
+        "untrained": result_of("untrained")["global"],
+        "global": trained["global"],
+        "reranked": trained["reranked"],
+        "seconds": demo.seconds,
+        "ms_per_pair": trained["ms_per_pair"],
+    }
+    report.write_json(summary_file, summary)
+    log.info("\n%s\n\nfigures: %s\npictures: %s", table(summary), summary_file, pictures)
+
+
+if __name__ == "__main__":
+    options.run(main)
