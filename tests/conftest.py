@@ -6,6 +6,13 @@ import pytest
 import torch
 from PIL import Image
 
+from retrieval import options
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _kept_memory():
+    options.keep_freed_memory()
+
 
 @pytest.fixture(autouse=True)
 def _one_thread():

@@ -120,7 +120,7 @@ class Trainer:
             recipe.train.classifiers_lr,
             only_local=recipe.only_local,
         )
-        self.optimizer = torch.optim.Adam(learned, lr=recipe.train.lr)
+        self.optimizer = torch.optim.Adam(learned, lr=recipe.train.lr, fused=True)
         self.scaler = torch.amp.GradScaler(
             device.type, enabled=recipe.train.precision == "fp16" and device.type == "cuda"
         )

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.metadata
+import logging
 import platform
 import subprocess
 import time
@@ -23,6 +24,8 @@ from retrieval.metrics import Positives
 from retrieval.rerank import RerankConfig, Reranking
 from retrieval.whitening import PcaConfig, Projection, learn_pca
 
+log = logging.getLogger(__name__)
+
 progress_bar = functools.partial(tqdm, disable=None)
 header_bar = functools.partial(progress_bar, desc="reading headers")
 
@@ -35,12 +38,12 @@ class Clock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Add the time of the block to stage ``name``."""
+        """Add the time of the block to stage ``name``, and tell it in the log."""
         start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        yield
+        spent = time.perf_counter() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + spent
+        log.info("%s: %.1f s", name, spent)
 
 
 @dataclass(frozen=True)

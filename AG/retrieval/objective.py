@@ -104,6 +104,6 @@ def make_classifiers(
             )
         attention = AttentionClassifier(model.backbone.local_channels, classes)
         learned = [*attention.parameters(), *(descriptor.parameters() if descriptor else ())]
-        optimizer = torch.optim.Adam(learned, lr=lr)
+        optimizer = torch.optim.Adam(learned, lr=lr, fused=True)
         made.append(Classifiers(descriptor, attention, optimizer))
     return made

@@ -212,7 +212,7 @@ class LossLog:
         """Open for writing from (``epoch``, ``step``) on; rows of a later state are dropped."""
         self._path = folder / "losses.csv"
         kept = self._rows_before(epoch, step)
-        self._file = self._path.open("w", newline="")
+        self._file = self._path.open("w", newline="", buffering=1)  # a line at a time
         self._writer: csv.DictWriter | None = None
         for row in kept:
             self._write(row)
