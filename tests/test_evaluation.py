@@ -157,6 +157,7 @@ def test_the_report_tells_figures_times_and_what_reranking_did():
             "helped": ["a", "b"], "hurt": ["c"], "unchanged": 5,
         },
         "seconds": {"re-ranking": 1.25}, "pairs": 800, "ms_per_pair": 0.5, "skipped": ["x"],
+        "thread_seconds": {"loading": 0.1, "matching": 0.2, "verification": 0.3},
         "protocol": {"rerank": {"floor": 6.0}},
     }  # fmt: skip
     text = report.table(result)

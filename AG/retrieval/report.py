@@ -38,7 +38,12 @@ def table(result: Mapping[str, Any]) -> str:
     times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result["seconds"].items())
     lines.append(f"time: {times}")
     if result.get("pairs"):
-        lines.append(f"{result['pairs']} pairs verified, {result['ms_per_pair']:.2f} ms each")
+        stages = ("loading", "matching", "verification")
+        parts = ", ".join(f"{name} {result['thread_seconds'][name]:.1f} s" for name in stages)
+        lines.append(
+            f"{result['pairs']} pairs verified, {result['ms_per_pair']:.2f} ms each "
+            f"(over all threads: {parts})"
+        )
     if result["skipped"]:
         lines.append(f"SKIPPED {len(result['skipped'])} images that could not be decoded")
     return "\n".join(lines)
