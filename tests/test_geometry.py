@@ -6,10 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from retrieval import geometry
+from retrieval import ransac
 from retrieval.errors import InputError
 from retrieval.features import LocalFeatures
-from retrieval.geometry import SAMPLE_SIZE, VerifyConfig, load_backend, verify, verify_matches
+from retrieval.geometry import SAMPLE_SIZE, VerifyConfig, verify, verify_matches
+from retrieval.ransac import load_backend
 
 SIZE = (1000, 800)
 # skimage says so when it finds nothing.
@@ -17,7 +18,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:No inliers found"),
     pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning"),
 ]
-COMBINATIONS = [(model, backend) for backend, model in geometry._ESTIMATORS]
+COMBINATIONS = [(model, backend) for backend, model in ransac._ESTIMATORS]
 POINTS = np.array([[0, 0], [400, 0], [0, 300], [400, 300], [120, 250], [333, 77], [50, 50]], float)
 
 
@@ -232,6 +233,7 @@ def test_bad_input_is_named():
         {"residual": 0.0},
         {"trials": 0},
         {"confidence": 1.5},
+        {"seed": -1},
     ],
 )
 def test_settings_are_checked(settings):

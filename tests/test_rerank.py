@@ -38,7 +38,7 @@ def photos(rng, shift):
 
 @pytest.fixture
 def city():
-    """Queries, database (two views of each place) and rankings with the positives in columns 5, 6."""
+    """Queries, database (two views of each place), rankings with the positives in columns 5, 6."""
     rng = np.random.default_rng(0)
     database = photos(rng, 20) + photos(rng, -10)
     queries = photos(rng, 0)

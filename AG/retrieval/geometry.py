@@ -5,22 +5,16 @@ does so for the features of two images, and for model "similarity" takes one hyp
 match instead. The same matches and settings give the same answer, on every run and any thread.
 """
 
-import signal
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from types import ModuleType
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
-import cv2
 import numpy as np
 
+from retrieval import ransac
 from retrieval.errors import InputError
 from retrieval.features import LocalFeatures
 
 Model = Literal["affine", "homography", "fundamental", "similarity"]
-Backend = Literal["opencv", "skimage", "poselib", "pycolmap"]
 
 # A model always agrees with the sample that it was made of: evidence starts above this number.
 SAMPLE_SIZE = {"affine": 3, "homography": 4, "fundamental": 7, "similarity": 3}
@@ -33,9 +27,6 @@ _MIN_SPREAD = 1.0
 _DIRECTION = np.array([1.0, np.pi])
 _REFINED_HYPOTHESES = 5
 _REFINEMENTS = 4
-
-# A back-end's answer: the (3, 3) model and the (M,) bool inliers, or None if it found no model.
-_Estimate = tuple[np.ndarray, np.ndarray] | None
 
 
 @dataclass(frozen=True)
@@ -56,7 +47,7 @@ class VerifyConfig:
     """
 
     model: Model = "affine"
-    backend: Backend = "opencv"
+    backend: ransac.Backend = "opencv"
     residual: float | None = None
     trials: int = 1000
     confidence: float = 0.999
@@ -66,7 +57,7 @@ class VerifyConfig:
         if self.model not in get_args(Model):
             expected = ", ".join(get_args(Model))
             raise InputError(f"verification model {self.model!r}: expected one of {expected}")
-        known = [backend for backend, model in _ESTIMATORS if model == self.model] or ["opencv"]
+        known = ransac.backends_for(self.model) or [VerifyConfig.backend]
         if self.backend not in known:
             raise InputError(
                 f"verification back-end {self.backend!r} for model {self.model!r}:"
@@ -78,6 +69,8 @@ class VerifyConfig:
             raise InputError(f"trials {self.trials}: expected at least 1")
         if not 0 < self.confidence <= 1:
             raise InputError(f"confidence {self.confidence}: expected a number in (0, 1]")
+        if not 0 <= self.seed < 2**31:
+            raise InputError(f"seed {self.seed}: expected a number from 0 to 2**31 - 1")
 
     @property
     def residual_px(self) -> float:
@@ -117,8 +110,11 @@ def verify(
     query, database = _checked(query_keypoints, database_keypoints)
     if len(query) <= SAMPLE_SIZE[config.model]:
         return _nothing(len(query))
-    estimator = _ESTIMATORS[config.backend, config.model]
-    return _judged(estimator(query, database, config), query, database, config)
+    settings = ransac.Settings(
+        config.model, config.residual_px, config.trials, config.confidence, config.seed
+    )
+    estimate = ransac.estimate(config.backend, query, database, settings)
+    return _judged(estimate, query, database, config)
 
 
 def verify_matches(
@@ -147,46 +143,6 @@ def verify_matches(
     return _judged(estimate, from_points, to_points, config)
 
 
-@cache
-def load_backend(backend: Backend) -> ModuleType:
-    """Import a back-end; raises InputError if it is not installed.
-
-    Importing pycolmap replaces the process's signal handlers, which only the main thread can put
-    back: programs with a thread pool call this there, before the pool starts.
-    """
-    if backend == "opencv":
-        return cv2
-    try:
-        if backend == "skimage":
-            import skimage.measure
-            import skimage.transform
-
-            return skimage
-        if backend == "poselib":
-            import poselib
-
-            return poselib
-        return _import_pycolmap()
-    except ImportError as error:
-        raise InputError(
-            f"verification back-end {backend!r} is not installed: pip install"
-            f" 'delg-delf[geometry]', or choose back-end 'opencv'"
-        ) from error
-
-
-def _import_pycolmap() -> ModuleType:
-    if threading.current_thread() is not threading.main_thread():
-        raise RuntimeError("call load_backend('pycolmap') in the main thread first")
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        import pycolmap
-    finally:
-        for number, handler in handlers.items():
-            if handler is not None:  # None: not installed from Python, so not ours to restore
-                signal.signal(number, handler)
-    return pycolmap
-
-
 def _checked(query: np.ndarray, database: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both point sets as (M, 2) float64."""
     query = np.ascontiguousarray(query, dtype=np.float64)
@@ -203,7 +159,7 @@ def _nothing(num_matches: int) -> Verification:
 
 
 def _judged(
-    estimate: _Estimate, query: np.ndarray, database: np.ndarray, config: VerifyConfig
+    estimate: ransac.Estimate, query: np.ndarray, database: np.ndarray, config: VerifyConfig
 ) -> Verification:
     """The estimate, unless its inliers are too few, repeated or on one line."""
     if estimate is None:
@@ -228,132 +184,13 @@ def _degenerate(points: np.ndarray, enough: int) -> bool:
     return len(np.unique(points @ _DIRECTION)) < enough
 
 
-def _homogeneous(affine: np.ndarray) -> np.ndarray:
-    """A (2, 3) affine model as (3, 3)."""
-    return np.vstack([affine, (0.0, 0.0, 1.0)])
-
-
-def _opencv_affine(query: np.ndarray, database: np.ndarray, config: VerifyConfig) -> _Estimate:
-    # This RANSAC draws by an internal generator of fixed state, so the seed shuffles the matches.
-    # On real photos it is as good as USAC's (AUC) and takes two thirds of its time.
-    order = np.random.default_rng(config.seed).permutation(len(query))
-    affine, mask = cv2.estimateAffine2D(
-        query[order],
-        database[order],
-        method=cv2.RANSAC,
-        ransacReprojThreshold=config.residual_px,
-        maxIters=config.trials,
-        confidence=min(config.confidence, 1 - 1e-9),
-    )
-    if affine is None:
-        return None
-    inliers = np.zeros(len(query), bool)
-    inliers[order] = mask.ravel() > 0
-    return _homogeneous(affine), inliers
-
-
-def _opencv_usac(
-    estimate: Callable[..., Any], query: np.ndarray, database: np.ndarray, config: VerifyConfig
-) -> _Estimate:
-    params = cv2.UsacParams()
-    params.threshold = config.residual_px
-    params.maxIterations = config.trials
-    params.confidence = min(config.confidence, 1 - 1e-9)
-    params.randomGeneratorState = config.seed
-    params.score = cv2.SCORE_METHOD_MSAC
-    params.isParallel = False
-    try:
-        model, mask = estimate(query, database, params)
-    except cv2.error:  # its solvers refuse some degenerate sets
-        return None
-    if model is None or model.shape != (3, 3):
-        return None
-    return model, mask.ravel() > 0
-
-
-def _opencv_homography(query: np.ndarray, database: np.ndarray, config: VerifyConfig) -> _Estimate:
-    return _opencv_usac(cv2.findHomography, query, database, config)
-
-
-def _opencv_fundamental(query: np.ndarray, database: np.ndarray, config: VerifyConfig) -> _Estimate:
-    return _opencv_usac(cv2.findFundamentalMat, query, database, config)
-
-
-def _skimage(query: np.ndarray, database: np.ndarray, config: VerifyConfig) -> _Estimate:
-    skimage = load_backend("skimage")
-    transform = {
-        "affine": skimage.transform.AffineTransform,
-        "homography": skimage.transform.ProjectiveTransform,
-        "fundamental": skimage.transform.FundamentalMatrixTransform,
-    }[config.model]
-    try:
-        model, inliers = skimage.measure.ransac(
-            (query, database),
-            transform,
-            min_samples=max(SAMPLE_SIZE[config.model], 8 * (config.model == "fundamental")),
-            residual_threshold=config.residual_px,
-            max_trials=config.trials,
-            stop_probability=config.confidence,
-            rng=config.seed,
-        )
-    except (np.linalg.LinAlgError, ValueError):  # it refits to the inliers, even if too few
-        return None
-    return None if not model or inliers is None else (np.asarray(model.params, float), inliers)
-
-
-def _poselib(query: np.ndarray, database: np.ndarray, config: VerifyConfig) -> _Estimate:
-    poselib = load_backend("poselib")
-    homography = config.model == "homography"
-    options = {
-        "max_reproj_error" if homography else "max_epipolar_error": config.residual_px,
-        "max_iterations": config.trials,
-        "min_iterations": min(100, config.trials),
-        "success_prob": config.confidence,
-        "seed": config.seed,
-    }
-    estimate = poselib.estimate_homography if homography else poselib.estimate_fundamental
-    model, found = estimate(query, database, options, {})
-    return np.asarray(model, float), np.asarray(found["inliers"], bool)
-
-
-def _pycolmap(query: np.ndarray, database: np.ndarray, config: VerifyConfig) -> _Estimate:
-    pycolmap = load_backend("pycolmap")
-    estimate, name = {
-        "affine": (pycolmap.estimate_affine2d_robust, "tgt_from_src"),
-        "homography": (pycolmap.estimate_homography_matrix, "H"),
-        "fundamental": (pycolmap.estimate_fundamental_matrix, "F"),
-    }[config.model]
-    options = pycolmap.RANSACOptions()
-    options.max_error = config.residual_px
-    options.max_num_trials = config.trials
-    options.min_num_trials = min(100, config.trials)
-    options.confidence = config.confidence
-    options.random_seed = config.seed
-    found = estimate(query, database, options)
-    if found is None:
-        return None
-    model = np.asarray(found[name], float)
-    inliers = np.asarray(found["inlier_mask"], bool)
-    return (_homogeneous(model) if model.shape == (2, 3) else model), inliers
-
-
-_ESTIMATORS: dict[tuple[str, str], Callable[..., _Estimate]] = {
-    ("opencv", "affine"): _opencv_affine,
-    ("opencv", "homography"): _opencv_homography,
-    ("opencv", "fundamental"): _opencv_fundamental,
-    **{("skimage", model): _skimage for model in ("affine", "homography", "fundamental")},
-    **{("poselib", model): _poselib for model in ("homography", "fundamental")},
-    **{("pycolmap", model): _pycolmap for model in ("affine", "homography", "fundamental")},
-}
-
-
 def _one_match_similarity(
     query: np.ndarray,
     database: np.ndarray,
     zoom: np.ndarray,
     turn: np.ndarray,
     config: VerifyConfig,
-) -> _Estimate:
+) -> ransac.Estimate:
     """Let each match propose the similarity of its scales and angles; refine the best of them.
 
     Every hypothesis is scored on every match, so nothing is random. The idea is Philbin et al.,
@@ -372,7 +209,7 @@ def _one_match_similarity(
         error += offset * offset
     agreeing = error <= config.residual_px**2
     counts = agreeing.sum(axis=1)
-    best: _Estimate = None
+    best: ransac.Estimate = None
     for row in np.argsort(-counts, kind="stable")[:_REFINED_HYPOTHESES]:
         refined = _refine_affine(lifted, database, agreeing[row], config.residual_px)
         if refined is not None and (best is None or refined[1].sum() > best[1].sum()):
@@ -382,12 +219,12 @@ def _one_match_similarity(
 
 def _refine_affine(
     lifted: np.ndarray, database: np.ndarray, inliers: np.ndarray, residual: float
-) -> _Estimate:
+) -> ransac.Estimate:
     """Fit an affine transform to the inliers by least squares, as long as they grow in number.
 
     `lifted` are the query points as rows x, y, 1.
     """
-    best: _Estimate = None
+    best: ransac.Estimate = None
     for _ in range(_REFINEMENTS):
         chosen = lifted[inliers]
         if _degenerate(chosen[:, :2], SAMPLE_SIZE["similarity"] + 1):
@@ -397,5 +234,5 @@ def _refine_affine(
         grown = (offset * offset).sum(axis=1) <= residual**2
         if best is not None and grown.sum() <= best[1].sum():
             break
-        best, inliers = (_homogeneous(affine), grown), grown
+        best, inliers = (ransac.as_homogeneous(affine), grown), grown
     return best

@@ -3,8 +3,6 @@
 import csv
 import json
 import os
-import pickle
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from scipy.spatial import cKDTree
 
 from retrieval.errors import InputError
 from retrieval.metrics import Positives
+from retrieval.unpickling import read_pickle
 
 # What counts as positive and as junk in each protocol, by the lists of a query's entry.
 _REVISITED = {
@@ -226,7 +225,7 @@ def read_gnd(path: str | os.PathLike[str]) -> RevisitedSet:
     values and numpy arrays.
     """
     source = Path(path)
-    content = _read_json(source) if source.suffix.lower() == ".json" else _read_pickle(source)
+    content = _read_json(source) if source.suffix.lower() == ".json" else read_pickle(source)
     content = content if isinstance(content, dict) else {}
     lists: list[Any] = [content.get(key) for key in ("imlist", "qimlist", "gnd")]
     if not all(isinstance(each, list | tuple | np.ndarray) for each in lists):
@@ -280,53 +279,3 @@ def _boxes(source: Path, entries: list[dict]) -> np.ndarray | None:
     if boxes.shape != (len(entries), 4) or not np.isfinite(boxes).all():
         raise InputError(f"{source}: bbx must be four numbers for each query, or for none")
     return boxes
-
-
-def _latin1(text: str, _encoding: str) -> bytes:
-    """How Python 3 writes bytes into a pickle for Python 2."""
-    return text.encode("latin1")
-
-
-# All that a pickle may name. Numpy's private functions are taken from what arrays pickle into.
-_PICKLED: dict[str, Any] = {
-    "builtins.bytes": bytes,
-    "_codecs.encode": _latin1,
-    "numpy.ndarray": np.ndarray,
-    "numpy.dtype": np.dtype,
-    "numpy.core.multiarray._reconstruct": np.zeros(1).__reduce__()[0],
-    "numpy.core.multiarray.scalar": np.float64().__reduce__()[0],
-    "numpy.core.numeric._frombuffer": np.zeros(1).__reduce_ex__(5)[0],
-}
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Builds plain values and numpy arrays; other pickles could run any code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """The object a pickle names, by its name of today or of older Pythons and numpys."""
-        known = {"__builtin__": "builtins"}.get(module, module.replace("numpy._core", "numpy.core"))
-        if f"{known}.{name}" not in _PICKLED:
-            raise pickle.UnpicklingError(f"it refers to {module}.{name}")
-        return _PICKLED[f"{known}.{name}"]
-
-
-def _read_pickle(source: Path) -> Any:
-    try:
-        with source.open("rb") as file:
-            return _PlainUnpickler(file, encoding="latin1").load()
-    except (
-        OSError,
-        pickle.UnpicklingError,
-        EOFError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        LookupError,
-        ArithmeticError,
-        MemoryError,
-        RecursionError,
-        struct.error,
-    ) as error:
-        raise InputError(
-            f"{source}: cannot be read as a pickle of plain values and numpy arrays ({error})"
-        ) from error

@@ -17,8 +17,9 @@ import torch
 
 from retrieval.errors import InputError
 from retrieval.features import LocalFeatures
-from retrieval.geometry import VerifyConfig, load_backend, verify_matches
+from retrieval.geometry import VerifyConfig, verify_matches
 from retrieval.matching import MatchConfig, match_many
+from retrieval.ransac import load_backend
 
 # Candidates of one query that one task of the thread pool matches and verifies.
 _BATCH = 25
