@@ -59,3 +59,38 @@ def learn_pca(descriptors: np.ndarray, dim: int, power: float) -> Projection:
     largest = np.argsort(eigenvalues)[::-1][:dim]
     scales = np.maximum(eigenvalues[largest], 1e-12) ** -power
     return Projection(mean.astype(np.float32), (vectors[:, largest] * scales).astype(np.float32))
+
+
+def learn_whitening(
+    descriptors: np.ndarray, queries: np.ndarray, positives: np.ndarray
+) -> Projection:
+    """Learned whitening (Mikolajczyk and Matas 2007; cirtorch's Lw) from matching pairs.
+
+    Whitens the differences of matching descriptors, then turns to the axes of largest variance.
+    descriptors (N, D); queries, positives (P,): rows that match. Raises InputError without pairs,
+    and for values that are not finite.
+    Fewer pairs than dimensions are regularised by as little as makes the covariance invertible.
+    """
+    if len(queries) == 0:
+        raise InputError("a whitening cannot be learned without matching pairs")
+    samples = descriptors.astype(np.float64)
+    if not np.isfinite(samples).all():
+        raise InputError("descriptors are not finite; check the weights that made them")
+    mean = samples[queries].mean(axis=0)
+    differences = samples[queries] - samples[positives]
+    inverse = np.linalg.inv(_cholesky(differences.T @ differences / len(differences)))
+    whitened = (samples - mean) @ inverse.T
+    _, vectors = np.linalg.eigh(whitened.T @ whitened)
+    matrix = inverse.T @ vectors[:, ::-1]
+    return Projection(mean.astype(np.float32), matrix.astype(np.float32))
+
+
+def _cholesky(covariance: np.ndarray) -> np.ndarray:
+    """The lower factor of a covariance, its diagonal raised in powers of ten where need be."""
+    ridge, identity = 0.0, np.eye(len(covariance))
+    step = 1e-10 * max(np.trace(covariance) / len(covariance), 1e-30)
+    while True:
+        try:
+            return np.linalg.cholesky(covariance + ridge * identity)
+        except np.linalg.LinAlgError:
+            ridge = max(10 * ridge, step)
