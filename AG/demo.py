@@ -16,7 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from retrieval import flags, options, report
+import numpy as np
+
+from retrieval import flags, metrics, options, report
 from retrieval.evaluation_sets import PositivesConfig, open_places
 
 log = logging.getLogger("demo")
@@ -96,6 +98,13 @@ def table(summary: dict[str, Any]) -> str:
     ):
         lines.append(label.ljust(24) + "".join(f"{summary[key][name]:7.1f}" for name in names))
     lines.append("")
+    for step in ("training", "reranking"):
+        gain = summary[f"gain_of_{step}"]
+        low, high = gain["interval_95"]
+        lines.append(
+            f"{step.ljust(24)}R@1 {gain['R@1']:+.1f} [{low:+.1f}, {high:+.1f}] (paired, 95 %)"
+        )
+    lines.append("")
     lines += [f"{step.ljust(24)}{seconds:7.1f} s" for step, seconds in summary["seconds"].items()]
     lines.append(f"{'total'.ljust(24)}{sum(summary['seconds'].values()):7.1f} s")
     lines.append(f"{'a verified pair'.ljust(24)}{summary['ms_per_pair']:7.2f} ms")
@@ -139,13 +148,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"--output {pictures}/matches.png",
     )
 
-    trained = result_of("eval")
+    untrained, trained = result_of("untrained"), result_of("eval")
+    gain, low, high = metrics.paired_interval(
+        np.array(trained["per_query"]["global"]), np.array(untrained["per_query"]["global"])
+    )
     summary = {
-        "untrained": result_of("untrained")["global"],
+        "untrained": untrained["global"],
         "global": trained["global"],
         "reranked": trained["reranked"],
         "seconds": demo.seconds,
         "ms_per_pair": trained["ms_per_pair"],
+        "gain_of_training": {"R@1": gain, "interval_95": [low, high]},
+        "gain_of_reranking": {
+            "R@1": trained["comparison"]["difference"],
+            "interval_95": trained["comparison"]["interval_95"],
+        },
     }
     report.write_json(summary_file, summary)
     log.info("\n%s\n\nfigures: %s\npictures: %s", table(summary), summary_file, pictures)

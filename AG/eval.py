@@ -40,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     ranked = evaluation.rank(model, photos, asked.extract, depth, skipped=skipped, clock=clock)
     ranking = ranked.ranking
     result: dict = {"global": evaluation.score(ranking, photos.ground_truth, asked.recall_values)}
+    result["per_query"] = {}
+    if photos.ground_truth:
+        result["per_query"]["global"] = evaluation.per_query(ranking, photos.ground_truth).tolist()
     stamp = evaluation.protocol(model, photos, asked.extract, asked.seed, str(loaded))
 
     if asked.rerank is not None:
@@ -60,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         result["thread_seconds"] = reranked.seconds
         if photos.ground_truth:
             result["reranked"] = evaluation.score(ranking, photos.ground_truth, asked.recall_values)
+            result["per_query"]["reranked"] = evaluation.per_query(
+                ranking, photos.ground_truth
+            ).tolist()
             result["comparison"] = evaluation.compare(
                 ranked.ranking, ranking, photos.ground_truth, photos.query_ids
             )
