@@ -282,7 +282,7 @@ def test_weights_of_cosplace(tmp_path, prefix):
     assert torch.equal(outputs(other.eval())[0], outputs(model)[0])
     assert report.loaded == ("backbone", "global_head")
     assert report.missing == ("attention", "autoencoder")
-    assert "random, not in the file: attention, autoencoder" in str(report)
+    assert "random, since not loaded: attention, autoencoder" in str(report)
 
 
 @pytest.mark.parametrize("name", ["vgg16", "efficientnet_b0"])

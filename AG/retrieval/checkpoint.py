@@ -161,7 +161,7 @@ class PartsReport:
         """One sentence for a log."""
         text = f"{self.source}: {', '.join(self.loaded) or 'nothing'} loaded"
         if self.missing:
-            text += f"; random, not in the file: {', '.join(self.missing)}"
+            text += f"; random, since not loaded: {', '.join(self.missing)}"
         return text + (f"; left out: {_some(list(self.dropped), 4)}" if self.dropped else "")
 
 
