@@ -24,11 +24,13 @@ $(BIN)/python:
 
 # Exact versions come from requirements.lock; an unchanged lock installs nothing twice.
 $(VENV)/.installed: requirements.lock pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install -c requirements.lock -e .
+	@echo "Installing into $(VENV): some minutes, about 5 GB with PyTorch's CUDA libraries"
+	$(BIN)/python -m pip install --quiet -c requirements.lock -e .
 	touch $@
 
 $(VENV)/.installed-test: requirements.lock pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install -c requirements.lock -e '.[test]'
+	@echo "Installing what the tests need into $(VENV)"
+	$(BIN)/python -m pip install --quiet -c requirements.lock -e '.[test]'
 	touch $@ $(VENV)/.installed
 
 clean:

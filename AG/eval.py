@@ -76,11 +76,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if asked.save_descriptors:
         np.save(run / "queries_descriptors.npy", ranked.queries)
         np.save(run / "database_descriptors.npy", ranked.database)
-    if asked.num_preds_to_save:
-        report.save_strips(
-            *(run / "preds", photos, ranking, asked.num_preds_to_save),
-            only_wrong=asked.save_only_wrong_preds,
-        )
+    report.save_strips(
+        *(run / "preds", photos, ranking, asked.num_preds_to_save),
+        only_wrong=asked.save_only_wrong_preds,
+    )
     log.info("%s\nresult: %s", report.table(result), run / "result.json")
 
 

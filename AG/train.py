@@ -45,6 +45,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         checkpoint.load_state(model, checkpoint.load(best)["model"], best)
         ranked = evaluation.rank(model, test_set, asked.extract, k=max(asked.recall_values))
         recalls = evaluation.score(ranked.ranking, test_set.ground_truth, asked.recall_values)
+        report.save_strips(
+            *(best.parent / "preds", test_set, ranked.ranking, asked.num_preds_to_save),
+            only_wrong=asked.save_only_wrong_preds,
+        )
         log.info("test, global descriptors of the best epoch: %s", report.in_words(recalls))
 
 

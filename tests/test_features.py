@@ -224,9 +224,11 @@ import sys
 from test_features import KEY, local_features
 from retrieval.features import FeatureStore
 folder, first, last, step = sys.argv[1], *map(int, sys.argv[2:])
-with FeatureStore.open(folder, KEY).writer(5) as writer:
+store = FeatureStore.open(folder, KEY)
+with store.writer(5) as writer:
     for i in range(first, last, step):
-        writer.put(str(i), local_features(i, n=400, d=64))
+        if str(i) not in store:  # another process may have been faster
+            writer.put(str(i), local_features(i, n=400, d=64))
 """
 
 

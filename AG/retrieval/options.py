@@ -48,6 +48,8 @@ class TrainingOptions:
     rerank: RerankConfig
     recall_values: tuple[int, ...]
     where: Where
+    num_preds_to_save: int = 0
+    save_only_wrong_preds: bool = False
 
 
 def read_training(
@@ -67,6 +69,8 @@ def read_training(
         flags.add_configs(parser, RerankConfig, MatchConfig, VerifyConfig)
     _add_resizing(parser)
     run = _add_run(parser)
+    if not only_local:
+        _add_predictions(run)
     run.add_argument("--resume_train", type=Path, help="go on from this last_checkpoint.pth")
     text = "CosPlace's name of --precision fp16"
     run.add_argument("--use_amp16", action="store_true", help=text)
@@ -103,6 +107,8 @@ def read_training(
             asked.get("augmentation_device"),
             resume,
         ),
+        num_preds_to_save=0 if only_local else asked.get("num_preds_to_save"),
+        save_only_wrong_preds=not only_local and asked.get("save_only_wrong_preds"),
     )
 
 
@@ -162,11 +168,8 @@ def read_evaluation(description: str | None, argv: Sequence[str] | None) -> Eval
     flags.add_configs(parser, PcaConfig)
     _add_resizing(parser)
     run = _add_run(parser)
+    _add_predictions(run)
     run.add_argument("--no_rerank", action="store_true", help="global descriptors only")
-    text = "queries whose predictions are drawn, each with its first predictions"
-    run.add_argument("--num_preds_to_save", type=int, default=0, metavar="N", help=text)
-    text = "draw only queries whose first prediction is wrong"
-    run.add_argument("--save_only_wrong_preds", action="store_true", help=text)
     run.add_argument("--save_descriptors", action="store_true", help="write them as .npy")
     asked = flags.parse(parser, argv)
 
@@ -310,6 +313,13 @@ def _add_run(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     text = "the N of recall@N (default: 1 5 10 20)"
     group.add_argument("--recall_values", type=int, nargs="+", default=RECALL_VALUES, help=text)
     return group
+
+
+def _add_predictions(group: argparse._ArgumentGroup) -> None:
+    text = "test queries to draw, each with its first predictions"
+    group.add_argument("--num_preds_to_save", type=int, default=0, metavar="N", help=text)
+    text = "draw only queries whose first prediction is wrong"
+    group.add_argument("--save_only_wrong_preds", action="store_true", help=text)
 
 
 def _add_resizing(parser: argparse.ArgumentParser) -> None:
