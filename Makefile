@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint unit clean
+.PHONY: demo test lint unit figures clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python AG/demo.py
@@ -32,6 +32,12 @@ $(VENV)/.installed-test: requirements.lock pyproject.toml | $(BIN)/python
 	@echo "Installing what the tests need into $(VENV)"
 	$(BIN)/python -m pip install --quiet -c requirements.lock -e '.[test]'
 	touch $@ $(VENV)/.installed
+
+# The pictures of the README, out of the last `make demo`.
+figures:
+	cp logs/demo/eval/*/preds/attention.jpg images/attention.jpg
+	cp logs/demo/eval/*/preds/matches.jpg images/features_match.jpg
+	cp logs/demo/eval/*/preds/0001.jpg images/predictions.jpg
 
 clean:
 	rm -rf $(VENV) logs

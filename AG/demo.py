@@ -143,9 +143,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     pictures = last_run("eval") / "preds"
     demo.take(
         "pictures",
-        f"show.py attention {weights} --image {query} --output {pictures}/attention.png",
+        f"show.py attention {weights} --image {query} --output {pictures}/attention.jpg",
         f"show.py matches {LOCAL} {weights} --query {query} --database {database} "
-        f"--output {pictures}/matches.png",
+        f"--output {pictures}/matches.jpg",
     )
 
     untrained, trained = result_of("untrained"), result_of("eval")

@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 import numpy as np
 
-from retrieval import delg, evaluation, options, report, training
+from retrieval import delg, evaluation, evaluation_options, options, report, training
 from retrieval.evaluation_sets import open_set
 from retrieval.images import check_headers
 
@@ -19,12 +19,12 @@ log = logging.getLogger("eval")
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Rank, re-rank, score; print the table and write it with its protocol to the run folder."""
-    asked = options.read_evaluation(__doc__, argv)
+    asked = evaluation_options.read_evaluation(__doc__, argv)
     device = training.choose_device(asked.device)
     photos = open_set(asked.folders, asked.positives, labels=asked.labels)
     check_headers([*photos.queries, *photos.database], progress=evaluation.header_bar)
     model, loaded = delg.create(asked.network, asked.weights)
-    options.check_weights_suffice(
+    evaluation_options.check_weights_suffice(
         asked.weights, asked.network, loaded, with_local=asked.rerank is not None
     )
     model.to(device)

@@ -1,4 +1,4 @@
-"""What each script asks for: its flags, read into frozen configs; and how a script ends."""
+"""What the training scripts ask for, flags that several scripts share, and how a script ends."""
 
 import argparse
 import ctypes
@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from retrieval import delg, flags, training
-from retrieval.checkpoint import PartsReport
 from retrieval.cosplace import AugmentConfig
-from retrieval.cosplace_training import Recipe, TrainConfig, Where
+from retrieval.cosplace_training import Where
 from retrieval.delg import DelgConfig
 from retrieval.errors import InputError
-from retrieval.evaluation_sets import Folders, PositivesConfig, find_gnd
+from retrieval.evaluation_sets import PositivesConfig
 from retrieval.extraction import ExtractConfig
 from retrieval.flags import Asked
 from retrieval.geometry import VerifyConfig
@@ -24,7 +23,7 @@ from retrieval.losses import LossConfig
 from retrieval.matching import MatchConfig
 from retrieval.places import GroupConfig
 from retrieval.rerank import RerankConfig
-from retrieval.whitening import PcaConfig
+from retrieval.trainer import Recipe, TrainConfig
 
 CACHE = Path("cache")
 LOGS = Path("logs")
@@ -60,17 +59,17 @@ def read_training(
     Local-only training starts from ``--resume_model`` and has no flags for the global head's loss.
     """
     parser = flags.make_parser(description)
-    _add_place_folders(parser, ("train", "val", "test"))
-    _add_weights(parser, None if only_local else "imagenet")
+    add_place_folders(parser, ("train", "val", "test"))
+    add_weights(parser, None if only_local else "imagenet")
     flags.add_configs(parser, DelgConfig, GroupConfig, TrainConfig, AugmentConfig)
     flags.add_configs(parser, LossConfig, but=_GLOBAL_LOSS if only_local else ())
     flags.add_configs(parser, PositivesConfig, ExtractConfig)
     if only_local:
         flags.add_configs(parser, RerankConfig, MatchConfig, VerifyConfig)
-    _add_resizing(parser)
-    run = _add_run(parser)
+    add_resizing(parser)
+    run = add_run(parser)
     if not only_local:
-        _add_predictions(run)
+        add_predictions(run)
     run.add_argument("--resume_train", type=Path, help="go on from this last_checkpoint.pth")
     text = "CosPlace's name of --precision fp16"
     run.add_argument("--use_amp16", action="store_true", help=text)
@@ -86,20 +85,20 @@ def read_training(
     device = training.choose_device(asked.get("device"))
     if asked.get("augmentation_device") == "cuda" and device.type != "cuda":
         raise InputError(f"--augmentation_device cuda needs --device cuda, not {device}")
-    weights = _weights(asked, None if only_local else "imagenet")
+    weights = read_weights_flag(asked, None if only_local else "imagenet")
     resume = asked.get("resume_train")
     if resume is not None and not resume.is_file():
         raise InputError(f"--resume_train {resume}: no such file")
     return TrainingOptions(
-        train_folder=_split_folder(asked, "train"),
-        val_folder=_split_folder(asked, "val"),
+        train_folder=split_folder(asked, "train"),
+        val_folder=split_folder(asked, "val"),
         test_folder=None if only_local else _test_folder(asked),
         weights=weights,
         network=delg.resolve_config(asked.given(DelgConfig), weights),
         recipe=recipe,
         positives=asked.config(PositivesConfig),
-        extract=_extraction(asked, augment.image_size),
-        rerank=_reranking(asked),
+        extract=read_extraction(asked, augment.image_size),
+        rerank=read_reranking(asked),
         recall_values=asked.get("recall_values"),
         where=Where(
             LOGS / asked.get("save_dir"),
@@ -112,139 +111,7 @@ def read_training(
     )
 
 
-@dataclass(frozen=True)
-class EvaluationOptions:
-    """All that eval.py is asked for; ``rerank`` is None where only the global ranking is wanted."""
-
-    folders: Folders
-    labels: bool
-    positives: PositivesConfig
-    weights: str
-    network: DelgConfig
-    extract: ExtractConfig
-    rerank: RerankConfig | None
-    pca: PcaConfig
-    recall_values: tuple[int, ...]
-    num_preds_to_save: int
-    save_only_wrong_preds: bool
-    save_descriptors: bool
-    skip_bad_images: bool
-    seed: int
-    device: str
-    root: Path
-
-
-def check_weights_suffice(
-    weights: str, network: DelgConfig, loaded: PartsReport, *, with_local: bool
-) -> None:
-    """InputError where a part that is used would be random without being asked for."""
-    if weights == "none":
-        return
-    remedies = {}
-    if network.head != "gem":  # GeM alone has one weight, its power, 3 where nothing was trained
-        remedies["global_head"] = "--head gem needs none"
-    if with_local:
-        remedies["attention"] = "use --attention norm, or --no_rerank"
-        remedies["autoencoder"] = "leave out --reduction, or use --no_rerank"
-    needed = [f"{part} ({remedies[part]})" for part in loaded.missing if part in remedies]
-    if needed:
-        raise InputError(f"{weights} has no weights for {'; '.join(needed)}")
-
-
-def read_evaluation(description: str | None, argv: Sequence[str] | None) -> EvaluationOptions:
-    """Read the command line of eval.py; InputError for flags that contradict each other."""
-    parser = flags.make_parser(description)
-    data = _add_place_folders(parser, ("test",))
-    data.add_argument("--database_folder", type=Path, help="any folder of images to search")
-    data.add_argument("--queries_folder", type=Path, help="any folder of images to search with")
-    data.add_argument("--positives", type=Path, help="positives of two folders: .csv or .json")
-    data.add_argument("--no_labels", action="store_true", help="no positives: predictions only")
-    _add_weights(parser, None)
-    flags.add_configs(parser, DelgConfig, but=("train_all_layers",))
-    flags.add_configs(parser, PositivesConfig, ExtractConfig)
-    flags.add_configs(parser, RerankConfig, MatchConfig, VerifyConfig)
-    flags.add_configs(parser, AugmentConfig, only=("image_size",))
-    flags.add_configs(parser, TrainConfig, only=("seed", "skip_bad_images"))
-    flags.add_configs(parser, PcaConfig)
-    _add_resizing(parser)
-    run = _add_run(parser)
-    _add_predictions(run)
-    run.add_argument("--no_rerank", action="store_true", help="global descriptors only")
-    run.add_argument("--save_descriptors", action="store_true", help="write them as .npy")
-    asked = flags.parse(parser, argv)
-
-    train = asked.config(TrainConfig)
-    weights = _weights(asked, None)
-    return EvaluationOptions(
-        folders=_evaluated_folders(asked),
-        labels=not asked.get("no_labels"),
-        positives=asked.config(PositivesConfig),
-        weights=weights,
-        network=delg.resolve_config(asked.given(DelgConfig), weights),
-        extract=_extraction(asked, asked.config(AugmentConfig).image_size),
-        rerank=None if asked.get("no_rerank") else _reranking(asked),
-        pca=asked.config(PcaConfig),
-        recall_values=asked.get("recall_values"),
-        num_preds_to_save=asked.get("num_preds_to_save"),
-        save_only_wrong_preds=asked.get("save_only_wrong_preds"),
-        save_descriptors=asked.get("save_descriptors"),
-        skip_bad_images=train.skip_bad_images,
-        seed=train.seed,
-        device=asked.get("device"),
-        root=LOGS / asked.get("save_dir"),
-    )
-
-
-@dataclass(frozen=True)
-class ShowOptions:
-    """What show.py is asked for: ``photos`` are one (attention) or query and database (matches)."""
-
-    picture: str
-    photos: tuple[Path, ...]
-    output: Path
-    count: int
-    weights: str
-    network: DelgConfig
-    extract: ExtractConfig
-    rerank: RerankConfig
-    device: str
-
-
-def read_show(description: str | None, argv: Sequence[str] | None) -> ShowOptions:
-    """Read the command line of show.py; InputError for a picture whose photos are not named."""
-    parser = flags.make_parser(description)
-    parser.add_argument("picture", choices=("attention", "matches"))
-    parser.add_argument("--image", type=Path, help="photo, for attention")
-    parser.add_argument("--query", type=Path, help="photo, for matches")
-    parser.add_argument("--database", type=Path, help="the other photo, for matches")
-    parser.add_argument("--output", type=Path, required=True, help="file to write, .png or .jpg")
-    parser.add_argument("--count", type=int, default=20, help="keypoints to mark (default: 20)")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-    _add_weights(parser, None)
-    flags.add_configs(parser, DelgConfig, but=("train_all_layers",))
-    flags.add_configs(parser, ExtractConfig, MatchConfig, VerifyConfig)
-    flags.add_configs(parser, AugmentConfig, only=("image_size",))
-    _add_resizing(parser)
-    asked = flags.parse(parser, argv)
-    names = ("image",) if asked.get("picture") == "attention" else ("query", "database")
-    missing = [f"--{name}" for name in names if asked.get(name) is None]
-    if missing:
-        raise InputError(f"{asked.get('picture')} needs {' and '.join(missing)}")
-    weights = _weights(asked, None)
-    return ShowOptions(
-        picture=asked.get("picture"),
-        photos=tuple(asked.get(name) for name in names),
-        output=asked.get("output"),
-        count=asked.get("count"),
-        weights=weights,
-        network=delg.resolve_config(asked.given(DelgConfig), weights),
-        extract=_extraction(asked, asked.config(AugmentConfig).image_size),
-        rerank=_reranking(asked),
-        device=asked.get("device"),
-    )
-
-
-def _add_place_folders(
+def add_place_folders(
     parser: argparse.ArgumentParser, splits: Sequence[str]
 ) -> argparse._ArgumentGroup:
     """Where a data set in the layout of SF-XS lies."""
@@ -257,7 +124,7 @@ def _add_place_folders(
     return group
 
 
-def _split_folder(asked: Asked, split: str) -> Path:
+def split_folder(asked: Asked, split: str) -> Path:
     """The folder of a split; InputError if the flags name none, or one that does not exist."""
     folder: Path | None = asked.get(f"{split}_set_folder")
     if folder is None and asked.get("dataset_folder") is not None:
@@ -278,10 +145,11 @@ def _test_folder(asked: Asked) -> Path | None:
     named = asked.get("test_set_folder") is not None
     if not named and (dataset is None or not (dataset / "test").is_dir()):
         return None
-    return _split_folder(asked, "test")
+    return split_folder(asked, "test")
 
 
-def _add_weights(parser: argparse.ArgumentParser, default: str | None) -> None:
+def add_weights(parser: argparse.ArgumentParser, default: str | None) -> None:
+    """Where the weights come from; without a ``default`` the user must say."""
     group = parser.add_argument_group("Weights")
     group.add_argument("--resume_model", type=Path, help="weights of a whole network")
     text = "imagenet (= imagenet_v1), imagenet_v2, none (random), or a file"
@@ -289,7 +157,7 @@ def _add_weights(parser: argparse.ArgumentParser, default: str | None) -> None:
     group.add_argument("--pretrained", help=text)
 
 
-def _weights(asked: Asked, default: str | None) -> str:
+def read_weights_flag(asked: Asked, default: str | None) -> str:
     """What `delg.create` takes as ``pretrained``; InputError if two are named, or none."""
     model, pretrained = asked.get("resume_model"), asked.get("pretrained")
     if model is not None and pretrained is not None:
@@ -305,7 +173,8 @@ def _weights(asked: Asked, default: str | None) -> str:
     return chosen
 
 
-def _add_run(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+def add_run(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Device, place of the run folder, and the N of recall@N."""
     group = parser.add_argument_group("Run")
     group.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     text = "run folders lie in logs/SAVE_DIR (default: default)"
@@ -315,14 +184,16 @@ def _add_run(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     return group
 
 
-def _add_predictions(group: argparse._ArgumentGroup) -> None:
+def add_predictions(group: argparse._ArgumentGroup) -> None:
+    """Pictures of the predictions."""
     text = "test queries to draw, each with its first predictions"
     group.add_argument("--num_preds_to_save", type=int, default=0, metavar="N", help=text)
     text = "draw only queries whose first prediction is wrong"
     group.add_argument("--save_only_wrong_preds", action="store_true", help=text)
 
 
-def _add_resizing(parser: argparse.ArgumentParser) -> None:
+def add_resizing(parser: argparse.ArgumentParser) -> None:
+    """How test images are resized; without these flags they keep their size."""
     group = parser.add_argument_group("Size of test images (default: as they are)")
     text = "make the shorter side of test images --image_size"
     group.add_argument("--resize_test_imgs", action="store_true", help=text)
@@ -330,7 +201,7 @@ def _add_resizing(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--longest_side", type=int, help=text)
 
 
-def _extraction(asked: Asked, image_size: int) -> ExtractConfig:
+def read_extraction(asked: Asked, image_size: int) -> ExtractConfig:
     """The `ExtractConfig` of the flags; InputError for two ways of resizing."""
     longest = asked.get("longest_side")
     if asked.get("resize_test_imgs"):
@@ -342,27 +213,11 @@ def _extraction(asked: Asked, image_size: int) -> ExtractConfig:
     return asked.config(ExtractConfig)
 
 
-def _reranking(asked: Asked) -> RerankConfig:
+def read_reranking(asked: Asked) -> RerankConfig:
+    """The `RerankConfig` of the flags."""
     # The flag --precision is the network's; descriptors are matched as MatchConfig says.
     match = asked.config(MatchConfig, precision=MatchConfig.precision)
     return asked.config(RerankConfig, match=match, verify=asked.config(VerifyConfig))
-
-
-def _evaluated_folders(asked: Asked) -> Folders:
-    database, queries = asked.get("database_folder"), asked.get("queries_folder")
-    if (database is None) != (queries is None):
-        raise InputError("--database_folder and --queries_folder go together")
-    whole = [name for name in ("dataset_folder", "test_set_folder") if asked.get(name) is not None]
-    if database is not None:
-        if whole:
-            raise InputError(f"--{whole[0]} and --database_folder exclude each other")
-        return Folders(database=database, queries=queries, positives_file=asked.get("positives"))
-    if asked.get("positives") is not None:
-        raise InputError("--positives goes with --database_folder and --queries_folder")
-    folder = asked.get("dataset_folder")
-    if folder is not None and asked.get("test_set_folder") is None and find_gnd(folder):
-        return Folders(dataset=folder)
-    return Folders(dataset=_split_folder(asked, "test"))
 
 
 def keep_freed_memory() -> None:
