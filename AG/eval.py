@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 import numpy as np
+import torch
 
 from retrieval import delg, evaluation, evaluation_options, options, report, training
 from retrieval.evaluation_sets import open_set
@@ -23,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = training.choose_device(asked.device)
     photos = open_set(asked.folders, asked.positives, labels=asked.labels)
     check_headers([*photos.queries, *photos.database], progress=evaluation.header_bar)
+    torch.manual_seed(asked.seed)  # for --pretrained none
     model, loaded = delg.create(asked.network, asked.weights)
     evaluation_options.check_weights_suffice(
         asked.weights, asked.network, loaded, with_local=asked.rerank is not None
