@@ -77,6 +77,27 @@ HELP = {
     "floor": "inliers that random pairs reach; default: measured",
     "floor_quantile": "of the inlier counts of random pairs that is the floor",
     "threads": "threads that match and verify; default: as many as torch uses",
+    # SIFT and the vocabulary tree
+    "feature_num": "local features an image, the strongest",
+    "root": "RootSIFT: square roots of the L1-normalised descriptors",
+    "upright": "give every feature the angle 0",
+    "tree_height": "levels of the tree (1: a flat codebook)",
+    "tree_branch": "children of a node",
+    "train_features": "features that the tree is trained on, at most",
+    "tree_seed": "of the tree's k-means",
+    "score": "of shared words: S2's l1, cosine, or hamming",
+    "words": "nearest words of a query feature that are looked up",
+    "bits": "length of a Hamming signature",
+    "aggregate": "one signature for the features of an image in a word (ASMK)",
+    "weight": "of a Hamming distance",
+    "ht": "largest Hamming distance that counts; default: 3/8 of the bits",
+    "sigma": "of the soft weight; default: a quarter of the bits",
+    "power": "of the power weight",
+    "burst": "do not damp several features of an image that match one query feature",
+    "nodes": "words are the leaves of the tree, or all its nodes",
+    "norm": "what scores are divided by: score with itself, or number of features",
+    "expand_num": "verified images that expand a query, at most",
+    "expand_inliers": "inliers with which an image expands a query",
 }
 
 

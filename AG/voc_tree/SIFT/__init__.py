@@ -1,0 +1,1 @@
+"""SIFT features for the vocabulary tree."""

@@ -1,0 +1,1 @@
+"""Retrieval by visual words: codebook, quantisation, inverted file, score, verification."""

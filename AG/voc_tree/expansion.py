@@ -1,0 +1,74 @@
+"""Query expansion: verified images lend their features to the query, and it is asked again.
+
+Chum, Philbin, Sivic, Isard, Zisserman, "Total recall", ICCV 2007.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from retrieval import geometry, matching
+from retrieval.errors import InputError
+from retrieval.features import LocalFeatures
+from retrieval.rerank import RerankConfig, Reranking
+
+
+@dataclass(frozen=True)
+class ExpandConfig:
+    """Which images expand a query.
+
+    expand_num:     images at most, the best verified ones.
+    expand_inliers: an image with as many inliers is believed to show what the query shows.
+    """
+
+    expand_num: int = 20
+    expand_inliers: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("expand_num", "expand_inliers"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name} {getattr(self, name)}: at least 1 is needed")
+
+
+def believed(
+    reranked: Reranking, old_ranking: np.ndarray, config: ExpandConfig
+) -> list[np.ndarray]:
+    """For each query the images with enough inliers, in the order of the new ranking."""
+    k = reranked.num_inliers.shape[1]
+    rows = []
+    for new, old, inliers in zip(
+        reranked.ranking[:, :k], old_ranking[:, :k], reranked.num_inliers, strict=True
+    ):
+        rows.append(new[np.isin(new, old[inliers >= config.expand_inliers])])
+    return rows
+
+
+def expanded(
+    query: LocalFeatures, images: "list[LocalFeatures]", config: RerankConfig
+) -> np.ndarray:
+    """(n, d): descriptors of the query, and of those features of images that lie in it.
+
+    An image's features are taken back by its transform (fitted as ``config`` says) into the box
+    of the query's own keypoints.
+    """
+    parts = [query.descriptors]
+    low, high = query.keypoints.min(axis=0), query.keypoints.max(axis=0)
+    for image in images:
+        matches = matching.match(query.descriptors, image.descriptors, config.match)
+        model = geometry.verify_matches(query, image, matches, config.verify).model
+        if model is not None and abs(np.linalg.det(model)) > 1e-12:
+            points = _transformed(image.keypoints, np.linalg.inv(model))
+            parts.append(image.descriptors[((points >= low) & (points <= high)).all(axis=1)])
+    return np.concatenate(parts)
+
+
+def _transformed(points: np.ndarray, model: np.ndarray) -> np.ndarray:
+    """(n, 2) points by a (3, 3) transform; what is sent to infinity becomes nan."""
+    lifted = np.column_stack([points, np.ones(len(points))]) @ model.T
+    depth = np.where(lifted[:, 2] > 0, lifted[:, 2], np.nan)
+    return lifted[:, :2] / depth[:, None]
+
+
+def verified_first(verified: np.ndarray, ranking: np.ndarray) -> np.ndarray:
+    """(n,): the verified images in their order, then the rest of a ranking (n,)."""
+    return np.concatenate([verified, ranking[~np.isin(ranking, verified)]])

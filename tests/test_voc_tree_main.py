@@ -1,0 +1,247 @@
+"""SIFT, tree, verification and expansion by their commands, on photos of painted walls."""
+
+import json
+import re
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from retrieval import feature_folders, metrics
+from retrieval.errors import InputError
+from retrieval.features import FeatureStore, LocalFeatures
+from voc_tree import expansion, grid, main, options, pipeline
+from voc_tree.SIFT import get_descriptor
+from voc_tree.SIFT.sift import Sift, SiftConfig
+from voc_tree.test_set import open_test_set
+from voc_tree.tree import TreeConfig
+
+PLACES, VIEWS = 4, 4
+
+
+def wall(place: int) -> np.ndarray:
+    """A painted wall (240, 320, 3) uint8."""
+    rng = np.random.default_rng(place)
+    picture = np.full((240, 320, 3), 128, np.uint8)
+    for _ in range(60):
+        corner, size = rng.integers(0, (300, 220)), rng.integers(8, 50, 2)
+        colour = rng.integers(0, 256, 3).tolist()
+        cv2.rectangle(picture, corner.tolist(), (corner + size).tolist(), colour, -1)
+    return cv2.GaussianBlur(picture, (0, 0), 1)
+
+
+def view(place: int, number: int) -> np.ndarray:
+    """The wall seen a little differently each time."""
+    rng = np.random.default_rng((place, number))
+    affine = np.eye(2, 3) + rng.normal(size=(2, 3)) * [0.04, 0.04, 6]
+    return cv2.warpAffine(wall(place), affine, (320, 240), borderMode=cv2.BORDER_REFLECT)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A test set in the layout of revisited Oxford; one database image shows nothing."""
+    folder = tmp_path_factory.mktemp("data") / "test" / "walls"
+    (folder / "jpg").mkdir(parents=True)
+    imlist = [f"p{place}_{number}" for number in range(1, VIEWS) for place in range(PLACES)]
+    qimlist = [f"p{place}_0" for place in range(PLACES)]
+    for name in [*imlist, *qimlist]:
+        place, number = int(name[1]), int(name[3])
+        cv2.imwrite(str(folder / "jpg" / f"{name}.jpg"), view(place, number))
+    cv2.imwrite(str(folder / "jpg" / "fog.jpg"), np.full((240, 320, 3), 200, np.uint8))
+    gnd = [
+        {
+            "easy": [row for row, name in enumerate(imlist) if name.startswith(f"p{place}_1")],
+            "hard": [row for row, name in enumerate(imlist) if re.match(f"p{place}_[23]", name)],
+            "junk": [],
+            "bbx": [10, 10, 310, 230],
+        }
+        for place in range(PLACES)
+    ]
+    content = {"imlist": [*imlist, "fog"], "qimlist": qimlist, "gnd": gnd}
+    (folder / "gnd_walls.json").write_text(json.dumps(content))
+    return folder.parent.parent
+
+
+@pytest.fixture(scope="module")
+def features(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("features")
+    get_descriptor.main([str(folder), "--data-root", str(data), "--test-datasets", "walls"])
+    return folder
+
+
+def search(folder, features, *flags):
+    arguments = [str(folder), "--root-directory", str(features / "sift"), "--test-datasets=walls"]
+    arguments += ["--tree-height", "3", "--tree-branch", "6", "--output", str(folder / "out.txt")]
+    main.main([*arguments, *flags])
+    return json.loads((folder / "result.json").read_text())["walls"]
+
+
+def test_the_chain_finds_the_walls(features, tmp_path):
+    result = search(tmp_path, features, "--rerank-num", "10", "--expand")
+    assert list(result["figures"]) == ["words", "verified", "expanded"]
+    for step in result["figures"].values():
+        assert step["M"]["mAP"] > 90
+    assert result["database_images_without_features"] == 1
+    assert result["protocol"]["tree"]["tree_branch"] == 6
+    assert result["protocol"]["features"]["feature_num"] == 500
+    assert {"versions", "commit"} <= result["protocol"].keys()
+    lines = (tmp_path / "out.txt").read_text().splitlines()
+    assert any(re.fullmatch(r">> Training finished in [\d.]+ s", line) for line in lines)
+    form = r">> walls: mAP E: [\d.]+, M: [\d.]+, H: [\d.]+"
+    assert sum(bool(re.fullmatch(form, line)) for line in lines) == 3
+    assert any(line.startswith(">> walls: mP@k[1, 5, 10] E: [") for line in lines)
+
+
+def test_no_train_takes_the_saved_tree(features, tmp_path):
+    first = search(tmp_path, features, "--no-ransac")
+    again = search(tmp_path, features, "--no-ransac", "--no-train")
+    assert first["figures"] == again["figures"]
+    assert list(first["figures"]) == ["words"]
+    assert "Training finished" not in (tmp_path / "out.txt").read_text()
+    with pytest.raises(InputError, match="tree_branch 6, not 7"):
+        search(tmp_path, features, "--no-train", "--tree-branch", "7")
+    with pytest.raises(InputError, match="no such tree"):
+        search(tmp_path / "other", features, "--no-train")
+
+
+def test_no_homo_verifies_by_the_fundamental_matrix(features, tmp_path):
+    result = search(tmp_path, features, "--no-homo", "--rerank-num", "5")
+    assert result["protocol"]["rerank"]["verify"]["model"] == "fundamental"
+    assert result["protocol"]["rerank"]["top_k"] == 5
+
+
+def test_lowes_test_is_for_sift():
+    sift = grid.parse_row("").suited_to({"extractor": "sift"})
+    assert sift.rerank.match.ratio == 0.9
+    assert grid.parse_row("").suited_to({"extractor": "delf"}).rerank.match.ratio is None
+    assert grid.parse_row("--ratio 1").suited_to({"extractor": "sift"}).rerank.match.ratio == 1
+    assert grid.parse_row("--no-ransac").suited_to({"extractor": "sift"}).rerank is None
+
+
+def test_s2_is_every_setting_of_s2(features, tmp_path):
+    protocol = search(tmp_path, features, "--s2", "--rerank-num", "5")["protocol"]
+    assert protocol["score"]["score"] == "l1"
+    assert protocol["rerank"]["match"]["rule"] == "one_way"
+    assert protocol["rerank"]["verify"]["residual"] == 4
+    assert protocol["floor"] == 0
+
+
+def test_commands_run_as_written(data, tmp_path):
+    words = ["voc_tree.SIFT.get_descriptor", "./features", "--test-datasets", "walls"]
+    words += ["--data-root", str(data)]
+    subprocess.run([sys.executable, "-m", *words], cwd=tmp_path, check=True)
+    words = "voc_tree.main ./trees --root-directory ./features/sift --test-datasets walls "
+    words += "--tree-height 6 --tree-branch 10 --output output_sift.txt --rerank-num 5"
+    command = [sys.executable, "-m", *words.split()]
+    said = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    assert ">> walls: mAP E: " in said
+
+
+def test_bad_input(features, data, tmp_path):
+    with pytest.raises(InputError, match="exclude each other"):
+        search(tmp_path, features, "--no-homo", "--model", "affine")
+    with pytest.raises(InputError, match="--expand"):
+        search(tmp_path, features, "--expand", "--no-ransac")
+    with pytest.raises(InputError, match=r"no such folder of features.*there are sift"):
+        main.main([str(tmp_path), "--root-directory", str(features / "nothing")])
+    with pytest.raises(InputError, match="different names"):
+        options.split_names("a,a")
+    with pytest.raises(InputError, match=r"no test set 'wall'.*are walls"):
+        get_descriptor.main([str(tmp_path), "--data-root", str(data), "--test-datasets", "wall"])
+
+
+def test_missing_features_of_an_image(data, tmp_path):
+    store = FeatureStore.open(tmp_path / "walls", {})
+    nothing = LocalFeatures(np.zeros((0, 2)), np.zeros((0, 4)), np.zeros(0), (8, 8))
+    with store.writer() as writer:
+        writer.put("query/p0_0", nothing)
+    folder = feature_folders.find_test_set(data, "walls")
+    feature_folders.write_feature_folder(tmp_path, "walls", store, folder, {})
+    with pytest.raises(InputError, match=r"no features of 3 of 4 images.*such as query/p0_0"):
+        open_test_set(tmp_path, "walls")
+
+
+def test_a_grid(features, tmp_path):
+    root = f"--root-directory {features / 'sift'} --tree-height 2 --tree-branch 8 --rerank-num 5"
+    arguments = [str(tmp_path), "--test-datasets", "walls", "--row", f"{root} --s2"]
+    grid.main([*arguments, "--row", root, "--vary", "--ht 16 24", "--vary", "--words 1 2"])
+    lines = (tmp_path / "grid_walls.txt").read_text().splitlines()
+    assert len(lines) == 2 + 8
+    assert "--s2 --ht 16 --words 1" in lines[2]
+    rows = json.loads((tmp_path / "grid_walls.json").read_text())["rows"]
+    assert len(rows[0]["average_precision_M"]) == PLACES
+    assert rows[7]["protocol"]["score"]["words"] == 2
+    mean, low, high = metrics.paired_interval(
+        np.array(rows[5]["average_precision_M"]), np.array(rows[4]["average_precision_M"]), 0.9
+    )
+    assert f"{mean:+.1f} [{low:+.1f}, {high:+.1f}] | `{root} --ht 16 --words 2`" in lines[7]
+    with pytest.raises(InputError, match="--vary"):
+        grid.main([*arguments, "--vary", "16"])
+
+
+def test_sift_is_s2s_by_default():
+    picture = wall(0)
+    found = Sift(SiftConfig())(picture)
+    gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+    detector = cv2.SIFT.create(nfeatures=500, contrastThreshold=0.01, edgeThreshold=30, sigma=1.6)
+    points, descriptors = detector.detectAndCompute(gray, None)
+    order = np.argsort([-point.response for point in points], kind="stable")[:500]
+    np.testing.assert_allclose(found.keypoints, [points[row].pt for row in order])
+    expected = descriptors[order] / np.linalg.norm(descriptors[order], axis=1, keepdims=True)
+    np.testing.assert_allclose(found.descriptors, expected, rtol=1e-5)
+
+
+def test_upright_root_sift():
+    found = Sift(SiftConfig(feature_num=50, root=True, upright=True))(wall(1))
+    assert len(found) == 50
+    assert not found.orientations.any()
+    np.testing.assert_allclose((found.descriptors**2).sum(axis=1), 1, rtol=1e-5)
+    places = np.column_stack([found.keypoints, found.scales])
+    assert len(np.unique(places, axis=0)) == 50
+    assert (np.diff(found.scores) <= 0).all()
+
+
+def test_no_features_on_a_blank_photo():
+    for config in (SiftConfig(), SiftConfig(upright=True)):
+        found = Sift(config)(np.full((60, 80, 3), 90, np.uint8))
+        assert found.descriptors.shape == (0, 128)
+
+
+def test_features_of_a_resized_part_in_pixels_of_the_photo():
+    keypoints = np.float32([[-0.5, -0.5], [99.5, 49.5]])  # outer corners of a part of 100 × 50
+    features = LocalFeatures(keypoints, np.ones((2, 4)), np.ones(2), (100, 50), np.float32([1, 2]))
+    found = get_descriptor.in_photo(features, (10, 20, 210, 120), (400, 300))
+    np.testing.assert_allclose(found.keypoints, [[9.5, 19.5], [209.5, 119.5]])
+    assert found.scales.tolist() == [2, 4]
+    assert found.image_size == (400, 300)
+
+
+def test_directories_tell_settings_apart():
+    assert SiftConfig().directory == "sift"
+    assert SiftConfig(2000, root=True, upright=True).directory == "rootsift_upright_2000"
+
+
+def test_expansion_takes_what_lies_in_the_query(features):
+    photos = open_test_set(features / "sift", "walls")
+    settings = grid.parse_row("--model affine --floor 0 --rerank-num 12")
+    query, image = photos.queries[0], photos.database[0]
+    found = expansion.expanded(query, [image], settings.rerank)
+    assert len(query) < len(found) <= len(query) + len(image)
+    np.testing.assert_array_equal(found[: len(query)], query.descriptors)
+    tree = pipeline.train_tree(photos, TreeConfig(2, 8))
+    index = pipeline.index_database(photos, tree, settings.score)
+    ranked = pipeline.rank(photos, index)
+    verified = pipeline.verify(photos, ranked, settings.rerank)
+    config = expansion.ExpandConfig(expand_inliers=10_000)
+    same = pipeline.expand(photos, index, ranked, verified, config, settings.rerank)
+    np.testing.assert_array_equal(same.ranking, verified.ranking)
+    config = expansion.ExpandConfig()
+    grown = pipeline.expand(photos, index, ranked, verified, config, settings.rerank)
+    np.testing.assert_array_equal(np.sort(grown.ranking), np.sort(ranked.ranking))
+
+
+def test_verified_images_come_first():
+    found = expansion.verified_first(np.array([4, 1]), np.array([0, 1, 2, 3, 4]))
+    assert found.tolist() == [4, 1, 0, 2, 3]
