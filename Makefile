@@ -3,10 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint unit figures clean
+.PHONY: demo demo-delf test lint unit figures clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python AG/demo.py
+
+# The DELF system: fine-tuning, attention, features, vocabulary tree.
+# It starts from the weights of `make demo` where these are.
+demo-delf: $(VENV)/.installed
+	$(BIN)/python AG/demo_delf.py $(addprefix --pretrained ,$(lastword $(sort $(wildcard logs/demo/train/*/best_model.pth))))
 
 test: lint unit
 
