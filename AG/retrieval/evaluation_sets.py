@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from retrieval import ground_truth, images, places
 from retrieval.errors import InputError
 from retrieval.extraction import Box
@@ -157,9 +155,11 @@ def open_revisited(folder: Path, *, labels: bool = True) -> EvaluationSet:
         raise InputError(f"{gnd} names {len(missing)} images that are missing, first {missing[0]}")
     boxes = None
     if revisited.boxes is not None:
-        boxes = [tuple(map(float, box)) for box in np.asarray(revisited.boxes)]
+        boxes = [
+            (left, top, right, bottom) for left, top, right, bottom in revisited.boxes.tolist()
+        ]
     truth = revisited.ground_truth if labels else {}
-    return EvaluationSet(folder / "jpg", queries, database, truth, boxes)  # type: ignore[arg-type]
+    return EvaluationSet(folder / "jpg", queries, database, truth, boxes)
 
 
 def _jpg(folder: Path, name: str) -> Path:

@@ -236,7 +236,7 @@ class Trainer:
         share = train.batch_size // self._world.size
         first = self._world.rank * share
         steps = [
-            range(step * train.batch_size + first, step * train.batch_size + first + share)
+            list(range(step * train.batch_size + first, step * train.batch_size + first + share))
             for step in range(self.step, train.iterations_per_epoch)
         ]
         draws = Draws(
@@ -249,7 +249,7 @@ class Trainer:
         )
         loader = DataLoader(
             draws,
-            batch_sampler=steps,  # type: ignore[arg-type]
+            batch_sampler=steps,
             num_workers=train.num_workers,
             pin_memory=self._device.type == "cuda",
             worker_init_fn=training.quiet_worker,
