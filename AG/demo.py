@@ -7,11 +7,9 @@ and called again it goes on; called after it has finished it starts anew.
 import csv
 import json
 import logging
+import os
 import shlex
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +18,11 @@ import numpy as np
 
 from retrieval import flags, metrics, options, report
 from retrieval.evaluation_sets import PositivesConfig, open_places
+from retrieval.steps import Steps
 
 log = logging.getLogger("demo")
 
-AG = Path(__file__).parent
+AG = os.path.relpath(Path(__file__).parent)
 FOLDER = options.LOGS / "demo"
 CITY = options.CACHE / "toy_city"
 
@@ -37,32 +36,6 @@ LEARNING = (
 LOCAL = "--local_scales 1 1.41 2"
 JOINT = "--epochs_num 2 --iterations_per_epoch 300"
 ONLY_LOCAL = "--epochs_num 1 --iterations_per_epoch 100"
-
-
-class Demo:
-    """The steps taken so far, with their seconds; kept on disk for the next call."""
-
-    def __init__(self) -> None:
-        FOLDER.mkdir(parents=True, exist_ok=True)
-        self._file = FOLDER / "seconds.json"
-        self.seconds: dict[str, float] = {}
-        if self._file.exists():
-            self.seconds = json.loads(self._file.read_text())
-
-    def take(self, step: str, *commands: str) -> None:
-        """Run some of this folder's scripts in processes of their own, unless that is done."""
-        if step in self.seconds:
-            return
-        start = time.perf_counter()
-        for command in commands:
-            script, *words = shlex.split(command)
-            log.info("\n== %s\npython3 AG/%s %s", step, script, shlex.join(words))
-            status = subprocess.run([sys.executable, str(AG / script), *words]).returncode
-            if status:
-                log.info("stopped at %r; the same command goes on from here", step)
-                sys.exit(status)
-        self.seconds[step] = round(time.perf_counter() - start, 1)
-        report.write_json(self._file, self.seconds)
 
 
 def last_run(step: str) -> Path:
@@ -117,34 +90,36 @@ def main(argv: Sequence[str] | None = None) -> None:
     summary_file = FOLDER / "summary.json"
     if summary_file.exists():
         shutil.rmtree(FOLDER)
-    demo = Demo()
+    steps = Steps(FOLDER / "seconds.json")
 
-    demo.take("toy city", f"make_toy_city.py {CITY}")
-    demo.take(
+    steps.take("toy city", f"{AG}/make_toy_city.py {CITY}")
+    steps.take(
         "untrained network",
-        f"eval.py {DATA} {NETWORK} --pretrained none --no_rerank --save_dir demo/untrained",
+        f"{AG}/eval.py {DATA} {NETWORK} --pretrained none --no_rerank --save_dir demo/untrained",
     )
-    demo.take(
+    steps.take(
         "joint training",
-        f"train.py {DATA} {NETWORK} {LEARNING} --pretrained none {JOINT} --save_dir demo/train",
+        f"{AG}/train.py {DATA} {NETWORK} {LEARNING} {JOINT} --pretrained none "
+        "--save_dir demo/train",
     )
     joint = last_run("train") / "best_model.pth"
-    demo.take(
+    steps.take(
         "local-only training",
-        f"train_only_local.py {DATA} {NETWORK} {LEARNING} {LOCAL} {ONLY_LOCAL} "
+        f"{AG}/train_only_local.py {DATA} {NETWORK} {LEARNING} {LOCAL} {ONLY_LOCAL} "
         f"--resume_model {joint} --save_dir demo/local",
     )
     weights = f"--resume_model {last_run('local') / 'best_model.pth'}"
-    demo.take(
+    steps.take(
         "evaluation",
-        f"eval.py {DATA} {NETWORK} {LOCAL} {weights} --num_preds_to_save 8 --save_dir demo/eval",
+        f"{AG}/eval.py {DATA} {NETWORK} {LOCAL} {weights} --num_preds_to_save 8 "
+        "--save_dir demo/eval",
     )
     query, database = (shlex.quote(str(photo)) for photo in a_right_answer())
     pictures = last_run("eval") / "preds"
-    demo.take(
+    steps.take(
         "pictures",
-        f"show.py attention {weights} --image {query} --output {pictures}/attention.jpg",
-        f"show.py matches {LOCAL} {weights} --query {query} --database {database} "
+        f"{AG}/show.py attention {weights} --image {query} --output {pictures}/attention.jpg",
+        f"{AG}/show.py matches {LOCAL} {weights} --query {query} --database {database} "
         f"--output {pictures}/matches.jpg",
     )
 
@@ -156,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "untrained": untrained["global"],
         "global": trained["global"],
         "reranked": trained["reranked"],
-        "seconds": demo.seconds,
+        "seconds": steps.seconds,
         "ms_per_pair": trained["ms_per_pair"],
         "gain_of_training": {"R@1": gain, "interval_95": [low, high]},
         "gain_of_reranking": {

@@ -9,19 +9,17 @@ import json
 import logging
 import os
 import shlex
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from example import options as example_options
 from retrieval import flags, options
 from retrieval.errors import InputError
+from retrieval.steps import Steps
 
 log = logging.getLogger("demo")
 
-AG = Path(__file__).resolve().parent
+AG = os.path.relpath(Path(__file__).parent)
 FOLDER = options.LOGS / "demo_delf"
 DATA = options.CACHE / "toy_sfm"
 TEST = "toytown"
@@ -37,33 +35,6 @@ RANDOM = "--not-pretrained --lr 1e-4 --epochs 4"
 GIVEN = "--lr 1e-5 --epochs 4"
 FEATURES = "--layer layer3 --feature-num 500 --scales '1/2, 2**-0.5, 1, 2**0.5, 2'"
 TREE = "--tree-height 6 --tree-branch 10 --rerank-num 50"
-
-
-class Demo:
-    """Takes steps one after the other; those that are done are not taken again."""
-
-    def __init__(self, folder: Path) -> None:
-        self._file = folder / "seconds.json"
-        folder.mkdir(parents=True, exist_ok=True)
-        self.seconds: dict[str, float] = {}
-        if self._file.exists():
-            self.seconds = json.loads(self._file.read_text())
-
-    def take(self, step: str, command: str) -> None:
-        """Run ``python3 <command>``, unless that is done; a failure ends the demo."""
-        if self.seconds.get(command) is not None:
-            return
-        log.info("\n== %s\npython3 %s", step, command)
-        start = time.perf_counter()
-        path = os.pathsep.join([str(AG), *filter(None, [os.environ.get("PYTHONPATH")])])
-        status = subprocess.run(
-            [sys.executable, *shlex.split(command)], env=os.environ | {"PYTHONPATH": path}
-        ).returncode
-        if status:
-            log.info("stopped at %r; the same command goes on from here", step)
-            sys.exit(status)
-        self.seconds[command] = round(time.perf_counter() - start, 1)
-        self._file.write_text(json.dumps(self.seconds, indent=2))
 
 
 def global_figures(folder: Path) -> str:
@@ -89,18 +60,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = shlex.split(f"{models} {tuning}{start}")
     name = example_options.read_tuning(None, words, attention=False).name
 
-    demo = Demo(root)
-    demo.take("toy data set", f"{os.path.relpath(AG)}/make_toy_sfm.py {DATA} {TOY}")
-    demo.take("fine-tuning", f"-m example.finetuning {models} {tuning}{start}")
+    steps = Steps(root / "seconds.json")
+    steps.take("toy data set", f"{AG}/make_toy_sfm.py {DATA} {TOY}")
+    steps.take("fine-tuning", f"-m example.finetuning {models} {tuning}{start}")
     second = f"{tuning} --param-directory"
-    demo.take("attention", f"-m example.attention {attention} {second} {models}")
-    demo.take(
+    steps.take("attention", f"-m example.attention {attention} {second} {models}")
+    steps.take(
         "local features",
         f"-m example.extract_features {features} {second} {attention} {FEATURES}",
     )
     sift = f"-m voc_tree.SIFT.get_descriptor {features} --data-root {DATA} --test-datasets '{TEST}'"
-    demo.take("SIFT", sift)
-    demo.take(
+    steps.take("SIFT", sift)
+    steps.take(
         "vocabulary tree",
         f"-m voc_tree.main {root / 'trees'} --root-directory {features / name} {TREE} "
         f"--test-datasets '{TEST}' --output {root / 'output_delf.txt'}",
@@ -112,12 +83,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     listed = " ".join(f"--row {shlex.quote(row)}" for row in rows)
     table = root / "table"
-    demo.take("table", f"-m voc_tree.grid {table} --test-datasets '{TEST}' {listed}")
+    steps.take("table", f"-m voc_tree.grid {table} --test-datasets '{TEST}' {listed}")
 
     log.info("\nglobal descriptors, fine-tuned:      %s", global_figures(models / name))
     log.info("global descriptors with attention:   %s", global_figures(attention / name))
     log.info("local features and vocabulary tree:\n%s", (table / f"grid_{TEST}.txt").read_text())
-    log.info("%.0f s in all", sum(demo.seconds.values()))
+    log.info("%.0f s in all", sum(steps.seconds.values()))
 
 
 if __name__ == "__main__":
