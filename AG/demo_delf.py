@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = flags.make_parser(__doc__)
     text = "weights to fine-tune, such as ImageNet's or cirtorch's (default: random weights)"
     parser.add_argument("--pretrained", type=Path, metavar="FILE", help=text)
-    weights = parser.parse_args(argv).pretrained
+    weights = flags.parse(parser, argv).get("pretrained")
     if weights is not None and not weights.is_file():
         raise InputError(f"--pretrained {weights}: no such file")
     tuning = f"{TUNING} {RANDOM if weights is None else GIVEN}"

@@ -4,6 +4,7 @@ from typing import Literal
 import pytest
 
 from retrieval import flags
+from retrieval.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,29 @@ def test_without_flags_the_defaults_of_the_config_hold():
 def test_every_kind_of_field_becomes_a_flag():
     words = "--lr 0.1 --scales 0.5 1 --reduction --ratio 0.9 --head gem"
     assert read(*words.split()) == Example(0.1, (0.5, 1.0), True, 0.9, "gem")
+
+
+def test_hyphens_in_flags_are_underscores_but_values_stay():
+    parser = flags.make_parser("text")
+    parser.add_argument("--data_root")
+    read = flags.parse(parser, ["--data-root=some-folder"]).get("data_root")
+    assert read == "some-folder"
+    assert flags.parse(parser, ["--data_root", "a-b"]).get("data_root") == "a-b"
+
+
+def test_own_texts_choose_and_describe_the_flags(capsys):
+    parser = flags.make_parser("text")
+    flags.add_configs(parser, Example, texts={"not_described": "now it is"})
+    assert flags.parse(parser, ["--not-described", "5"]).given(Example) == {"not_described": 5}
+    with pytest.raises(SystemExit):
+        flags.parse(parser, ["-h"])
+    assert "now it is (default: 3)" in capsys.readouterr().out
+
+
+def test_names_between_commas():
+    assert flags.split_names("--sets", " a, b,") == ("a", "b")
+    with pytest.raises(InputError, match=r"--sets 'a,a': a name comes twice"):
+        flags.split_names("--sets", "a,a")
 
 
 def test_only_what_was_written_is_given():

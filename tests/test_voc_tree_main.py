@@ -12,7 +12,7 @@ import pytest
 from retrieval import feature_folders, metrics
 from retrieval.errors import InputError
 from retrieval.features import FeatureStore, LocalFeatures
-from voc_tree import expansion, grid, main, options, pipeline
+from voc_tree import expansion, grid, main, pipeline
 from voc_tree.SIFT import get_descriptor
 from voc_tree.SIFT.sift import Sift, SiftConfig
 from voc_tree.test_set import open_test_set
@@ -146,8 +146,10 @@ def test_bad_input(features, data, tmp_path):
         search(tmp_path, features, "--expand", "--no-ransac")
     with pytest.raises(InputError, match=r"no such folder of features.*there are sift"):
         main.main([str(tmp_path), "--root-directory", str(features / "nothing")])
-    with pytest.raises(InputError, match="different names"):
-        options.split_names("a,a")
+    with pytest.raises(InputError, match="a name comes twice"):
+        search(tmp_path, features, "--test-datasets", "walls,walls")
+    with pytest.raises(InputError, match="names between commas"):
+        search(tmp_path, features, "--test-datasets", ",")
     with pytest.raises(InputError, match=r"no test set 'wall'.*are walls"):
         get_descriptor.main([str(tmp_path), "--data-root", str(data), "--test-datasets", "wall"])
 

@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import logging
 import os
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from example.scales import parse_scales
-from example.settings import HELP, LocalConfig, RunConfig, TuneConfig, flag
+from example.settings import HELP, LocalConfig, RunConfig, TuneConfig
 from retrieval import flags, training
 from retrieval.delf import DelfConfig, Layer
 from retrieval.errors import InputError
@@ -125,7 +124,7 @@ def read_tuning(
         _add_param_directory(group)
         _add_layer(group, "the map that the attention weights (default: layer4)")
         text = "train the whole network, not the attention alone"
-        group.add_argument("--train-all", action="store_true", help=text)
+        group.add_argument("--train_all", action="store_true", help=text)
     asked = flags.parse(parser, argv)
     shared = _shared(asked)
     if attention:
@@ -146,13 +145,12 @@ def read_extraction(description: str | None, argv: Sequence[str] | None) -> Extr
     parser = _make_parser(description, pretrained=True)
     group = parser.add_argument_group("Local features")
     _add_param_directory(group)
-    _add_fields(group, LocalConfig)
+    flags.add_configs(parser, LocalConfig, PcaConfig, texts=HELP)
     _add_layer(group, "the map whose cells are the features (default: the attention's)")
     text = "sizes of an image at which features are taken (default: %(default)s)"
     group.add_argument("--scales", default="1/4, 2**-1.5, 1/2, 2**-0.5, 1, 2**0.5, 2", help=text)
     text = "learned, or norm: of the activation, for a network without attention"
     group.add_argument("--attention", choices=("learned", "norm"), default="learned", help=text)
-    _add_fields(group, PcaConfig)
     asked = flags.parse(parser, argv)
     shared = _shared(asked)
     trained = asked.get("param_directory")
@@ -176,23 +174,21 @@ def _make_parser(description: str | None, *, pretrained: bool) -> argparse.Argum
     parser.add_argument("directory", type=Path, metavar="DIR", help=text)
     data = parser.add_argument_group("Data")
     text = "folder with train/ and test/ (default: data)"
-    data.add_argument("--data-root", type=Path, default=Path("data"), help=text)
+    data.add_argument("--data_root", type=Path, default=Path("data"), help=text)
     text = "a folder of DATA_ROOT/train (default: %(default)s)"
-    data.add_argument("--training-dataset", default="retrieval-SfM-120k", help=text)
+    data.add_argument("--training_dataset", default="retrieval-SfM-120k", help=text)
     text = "names between commas, '' for none (default: %(default)s)"
-    data.add_argument("--test-datasets", default="roxford5k,rparis6k", help=text)
-    network = parser.add_argument_group("Network")
-    _add_fields(network, DelfConfig)
-    network.add_argument("--not-pretrained", action="store_true", help="random weights")
+    data.add_argument("--test_datasets", default="roxford5k,rparis6k", help=text)
+    flags.add_configs(parser, DelfConfig, MiningConfig, TuneConfig, RunConfig, texts=HELP)
+    weights = parser.add_argument_group("Weights")
+    weights.add_argument("--not_pretrained", action="store_true", help="random weights")
     if pretrained:
         text = "weights to use: imagenet, imagenet_v2, or a file (default in training: imagenet)"
-        network.add_argument("--pretrained", help=text)
+        weights.add_argument("--pretrained", help=text)
     else:
         parser.set_defaults(pretrained=None)
-    _add_fields(parser.add_argument_group("Training"), MiningConfig, TuneConfig)
     run = parser.add_argument_group("Run")
-    _add_fields(run, RunConfig)
-    run.add_argument("--gpu-id", metavar="ID", help="GPUs to use, as in '0' or '0,1'")
+    run.add_argument("--gpu_id", metavar="ID", help="GPUs to use, as in '0' or '0,1'")
     run.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     text = "sizes of a test image to average descriptors of, as in '[1, 1/2**(1/2), 1/2]'"
     run.add_argument("--multiscale", default="[1]", help=text)
@@ -201,35 +197,12 @@ def _make_parser(description: str | None, *, pretrained: bool) -> argparse.Argum
 
 def _add_param_directory(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--param-directory", type=Path, metavar="DIR", help="the DIR of the step before"
+        "--param_directory", type=Path, metavar="DIR", help="the DIR of the step before"
     )
 
 
 def _add_layer(group: argparse._ArgumentGroup, text: str) -> None:
     group.add_argument("--layer", choices=("layer3", "layer4"), help=text)
-
-
-def _add_fields(group: argparse._ArgumentGroup, *configs: type) -> None:
-    """A flag with hyphens for each field that `HELP` describes; defaults stay the configs'."""
-    for config in configs:
-        kinds = typing.get_type_hints(config)
-        for field in dataclasses.fields(config):
-            if field.name not in HELP:
-                continue
-            kind, default = kinds[field.name], field.default
-            if default is None:
-                kind = typing.get_args(kind)[0]
-            options: dict[str, Any] = {"default": argparse.SUPPRESS, "dest": field.name}
-            options["help"] = HELP[field.name]
-            name = flag(field.name)
-            if kind is bool:
-                name = flag(f"no_{field.name}") if default is True else name
-                options["action"] = "store_false" if default is True else "store_true"
-            else:
-                options["help"] += f" (default: {default})" if default not in ("", None) else ""
-                is_choice = typing.get_origin(kind) is Literal
-                options |= {"choices": typing.get_args(kind)} if is_choice else {"type": kind}
-            group.add_argument(name, **options)
 
 
 def _shared(asked: Asked) -> dict[str, Any]:
@@ -249,7 +222,7 @@ def _shared(asked: Asked) -> dict[str, Any]:
         "name": directory_name(dataset, network, mining, tune, pretrained=pretrained != "none"),
         "data_root": asked.get("data_root"),
         "training_set": asked.get("data_root") / "train" / dataset,
-        "test_datasets": _split_names(asked.get("test_datasets")),
+        "test_datasets": flags.split_names("--test-datasets", asked.get("test_datasets")),
         "network": network,
         "pretrained": pretrained or "imagenet",
         "mining": mining,
@@ -258,13 +231,6 @@ def _shared(asked: Asked) -> dict[str, Any]:
         "multiscale": parse_scales("--multiscale", asked.get("multiscale")),
         "device": _choose_device(asked.get("gpu_id"), asked.get("device")),
     }
-
-
-def _split_names(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    if len(set(names)) < len(names):
-        raise InputError(f"--test-datasets {text!r}: a name comes twice")
-    return names
 
 
 def _choose_device(gpu_id: str | None, device: str) -> str:

@@ -206,7 +206,7 @@ def read_weights(path: str | Path) -> Weights:
             renamed[to + key[len(match) :]] = tensor
     if unknown:
         raise InputError(f"{path}: looks like {layout} weights, but has also: {_some(unknown)}")
-    return Weights(path, layout, config, _with_batch_counts(renamed), tuple(dropped))
+    return Weights(path, layout, config, with_batch_counts(renamed), tuple(dropped))
 
 
 def _unwrap(contents: Any, path: Path) -> State:
@@ -228,7 +228,7 @@ def _unwrap(contents: Any, path: Path) -> State:
     return contents
 
 
-def _with_batch_counts(state: State) -> State:
+def with_batch_counts(state: State) -> State:
     """Add BatchNorm's batch counts, which files from before PyTorch 0.4.1 lack, as torch does."""
     for key in [key for key in state if key.endswith(".running_var")]:
         count = key.removesuffix("running_var") + "num_batches_tracked"

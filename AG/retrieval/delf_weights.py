@@ -100,7 +100,7 @@ def _from_cirtorch(path: Path, found: Mapping[str, Any]) -> DelfFile:
         if match is None:
             raise InputError(f"{path}: looks like cirtorch's weights, but has also {key}")
         state[CIRTORCH_KEYS[match] + key.removeprefix(match)] = tensor
-    weights = Weights(path, "cirtorch", None, checkpoint._with_batch_counts(state), ())
+    weights = Weights(path, "cirtorch", None, checkpoint.with_batch_counts(state), ())
     learned = found.get("Lw") or meta.get("Lw") or {}
     return DelfFile(weights, config, _whitenings(learned))
 

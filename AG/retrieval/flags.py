@@ -1,20 +1,27 @@
 """Flags: the fields of small frozen configs become flags, and come back as configs.
 
 A default lives on the config's field and nowhere else; what a field means is said in its config's
-docstring, and in one line in `HELP`. Only `Asked` looks at what argparse returns.
+docstring, and in one line in `HELP`. Hyphens and underscores in flags mean the same: S1 writes
+`--dataset_folder`, S2 `--test-datasets`. Only `Asked` looks at what argparse returns.
 """
 
 import argparse
 import dataclasses
+import re
+import sys
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+from retrieval.errors import InputError
+
 Config = TypeVar("Config", bound="DataclassInstance")
+
+_FLAG = re.compile(r"^--([\w-]+)(?==|$)")
 
 HELP = {
     # the network
@@ -129,6 +136,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     """A parser that takes no abbreviated flags."""
     return argparse.ArgumentParser(
         description=description,
+        epilog="Hyphens and underscores in flags mean the same.",
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -137,10 +145,11 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
 def add_configs(
     parser: argparse.ArgumentParser,
     *configs: "type[DataclassInstance]",
-    only: Sequence[str] = tuple(HELP),
+    only: Sequence[str] | None = None,
     but: Sequence[str] = (),
+    texts: Mapping[str, str] = HELP,
 ) -> None:
-    """Add a flag for each field of each config that `HELP` describes and ``only``/``but`` admit.
+    """Add a flag for each field of each config that ``texts`` describe and ``only``/``but`` admit.
 
     A bool becomes a switch (``--no_field`` where it is True by default), a tuple takes several
     values, a Literal has choices. A field that two configs share has one flag.
@@ -150,15 +159,18 @@ def add_configs(
         kinds = typing.get_type_hints(config)
         for field in dataclasses.fields(config):
             taken = f"--{field.name}" in parser._option_string_actions
-            wanted = field.name in HELP and field.name in only and field.name not in but
-            if wanted and not taken:
-                _add_flag(group, field, _without_none(kinds[field.name]))
+            wanted = field.name in texts and field.name in (only or texts)
+            if wanted and field.name not in but and not taken:
+                _add_flag(group, field, _without_none(kinds[field.name]), texts[field.name])
 
 
-def _add_flag(group: argparse._ArgumentGroup, field: dataclasses.Field, kind: Any) -> None:
+def _add_flag(
+    group: argparse._ArgumentGroup, field: dataclasses.Field, kind: Any, text: str
+) -> None:
     flag, default = f"--{field.name}", field.default
     shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
-    text = HELP[field.name] + ("" if default is None or kind is bool else f" (default: {shown})")
+    said = default in ("", None) or kind is bool
+    text += "" if said else f" (default: {shown})"
     # A flag that is not written leaves no value: the default is the config's.
     options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text}
     if kind is bool:
@@ -176,7 +188,21 @@ def _add_flag(group: argparse._ArgumentGroup, field: dataclasses.Field, kind: An
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> Asked:
     """Parse the command line; argparse itself reports unknown flags, with exit status 2."""
-    return Asked(parser.parse_args(argv))
+    words = sys.argv[1:] if argv is None else argv
+    return Asked(parser.parse_args([_underscored(word) for word in words]))
+
+
+def _underscored(word: str) -> str:
+    """``--tree_height`` of ``--tree-height``; what is no flag stays."""
+    return _FLAG.sub(lambda flag: f"--{flag[1].replace('-', '_')}", word)
+
+
+def split_names(flag: str, text: str) -> tuple[str, ...]:
+    """The names between commas that ``flag`` was given; InputError if one comes twice."""
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if len(set(names)) < len(names):
+        raise InputError(f"{flag} {text!r}: a name comes twice")
+    return names
 
 
 def _title(config: type) -> str:

@@ -14,6 +14,7 @@ import functools
 import itertools
 import logging
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,10 +56,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--row", action="append", default=[], metavar="FLAGS", help=text)
     text = "a flag and its values, as one word; may be repeated"
     parser.add_argument("--vary", action="append", default=[], metavar="VALUES", help=text)
-    asked = flags.parse(parser, _joined(options.underscored(argv)))
+    asked = flags.parse(parser, _joined(sys.argv[1:] if argv is None else argv))
     all_words = rows_in_words(asked.get("row"), asked.get("vary"))
     settings = [parse_row(words) for words in all_words]  # all, before any work
-    for name in options.split_names(asked.get("test_datasets")):
+    for name in options.read_test_sets(asked):
         rows: list[Row] = []
         search = Search(name)
         for words, each in zip(all_words, settings, strict=True):
@@ -100,7 +101,7 @@ def parse_row(words: str) -> Settings:
     """The settings of one row."""
     parser = flags.make_parser(f"a row of the grid: {words}")
     options.add_settings(parser)
-    return options.read_settings(flags.parse(parser, options.underscored(shlex.split(words))))
+    return options.read_settings(flags.parse(parser, shlex.split(words)))
 
 
 class Search:

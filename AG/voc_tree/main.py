@@ -38,9 +38,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     data.add_argument("--output", type=Path, default=Path("output.txt"), help=text)
     data.add_argument("--no_train", action="store_true", help="take the tree that was saved")
     options.add_settings(parser)
-    asked = flags.parse(parser, options.underscored(argv))
+    asked = flags.parse(parser, argv)
     settings = options.read_settings(asked)
-    names = options.split_names(asked.get("test_datasets"))
+    names = options.read_test_sets(asked)
     test_sets = [open_test_set(settings.root, name) for name in names]
 
     lines: list[str] = []

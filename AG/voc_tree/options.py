@@ -1,9 +1,7 @@
-"""The flags of the tree's commands, in S2's spelling or with underscores."""
+"""The flags of the tree's commands."""
 
 import argparse
-import re
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +23,6 @@ _S2_VERIFY: dict[str, Any] = {"residual": 4.0, "trials": 2000}
 RERANK_NUM = 150
 SIFT_RATIO = 0.9
 
-_FLAG = re.compile(r"^--([\w-]+)(?==|$)")
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -46,12 +42,6 @@ class Settings:
         return replace(self, rerank=replace(self.rerank, match=match))
 
 
-def underscored(argv: Sequence[str] | None) -> list[str]:
-    """The command line with ``--tree-height`` written ``--tree_height``: both are understood."""
-    words = sys.argv[1:] if argv is None else argv
-    return [_FLAG.sub(lambda flag: f"--{flag[1].replace('-', '_')}", word) for word in words]
-
-
 def add_test_sets(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Add ``--test-datasets``, and return its group."""
     group = parser.add_argument_group("Data")
@@ -60,11 +50,12 @@ def add_test_sets(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     return group
 
 
-def split_names(text: str) -> list[str]:
-    """The names between commas; InputError if there is none, or one comes twice."""
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names or len(set(names)) < len(names):
-        raise InputError(f"--test-datasets {text!r}: expected different names between commas")
+def read_test_sets(asked: Asked) -> tuple[str, ...]:
+    """The names of the test sets; InputError if there is none, or one comes twice."""
+    text = asked.get("test_datasets")
+    names = flags.split_names("--test-datasets", text)
+    if not names:
+        raise InputError(f"--test-datasets {text!r}: names between commas are needed")
     return names
 
 

@@ -19,7 +19,7 @@ from retrieval.evaluation import progress_bar
 from retrieval.evaluation_sets import open_revisited
 from retrieval.extraction import Box, ExtractConfig
 from retrieval.features import FeatureStore, LocalFeatures
-from voc_tree.options import add_test_sets, split_names, underscored
+from voc_tree.options import add_test_sets, read_test_sets
 from voc_tree.SIFT.sift import Sift, SiftConfig
 
 log = logging.getLogger("voc_tree.SIFT")
@@ -32,10 +32,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = add_test_sets(parser)
     data.add_argument("--data_root", type=Path, default=Path("data"), help="(default: data)")
     flags.add_configs(parser, SiftConfig)
-    asked = flags.parse(parser, underscored(argv))
+    asked = flags.parse(parser, argv)
     config = asked.config(SiftConfig)
     root = asked.get("directory") / config.directory
-    names = split_names(asked.get("test_datasets"))
+    names = read_test_sets(asked)
     sets = {name: feature_folders.find_test_set(asked.get("data_root"), name) for name in names}
     for name, folder in sets.items():
         store = extract(folder, root / name, config)
