@@ -7,7 +7,6 @@ stopped. Takes the flags of example.attention; --param-directory is its DIR.
 import dataclasses
 import logging
 from collections.abc import Sequence
-from typing import Any, cast
 
 import numpy as np
 
@@ -75,20 +74,20 @@ def extract(
     projection: Projection | None,
 ) -> FeatureStore:
     """Put the features of one test set into its store, those that are missing."""
-    network, config = cast(Any, model), extraction_config(asked)
-    store = evaluation.open_store(asked.folder / dataset, network, photos, config, projection)
+    config = extraction_config(asked)
+    store = evaluation.open_store(asked.folder / dataset, model, photos, config, projection)
     queries = query_ids([path.name for path in photos.queries])
     database = database_ids([path.name for path in photos.database])
     total = len(queries) + len(database)
     with evaluation.progress_bar(desc=dataset, total=total, unit="images") as bar:
         extraction.extract_local_features(
-            *(network, photos.queries, queries, store, config),
+            *(model, photos.queries, queries, store, config),
             boxes=photos.query_boxes,
             projection=projection,
             progress=bar.update,
         )
         extraction.extract_local_features(
-            *(network, photos.database, database, store, config),
+            *(model, photos.database, database, store, config),
             projection=projection,
             progress=bar.update,
         )
@@ -100,13 +99,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     asked = options.read_extraction(__doc__, argv)
     test_sets = testing.open_test_sets(asked.data_root, asked.test_datasets)
     model, loaded = load_model(asked)
-    network, config = cast(Any, model), extraction_config(asked)
+    config = extraction_config(asked)
     log.info("%s", testing.networks_in_words(model.meta()))
     log.info(">> Weights: %s", loaded)
-    projection = evaluation.learn_projection(network, asked.pca, config, evaluation.Clock())
+    projection = evaluation.learn_projection(model, asked.pca, config, evaluation.Clock())
     for dataset, photos in test_sets.items():
         store = extract(model, asked, dataset, photos, projection)
-        settings = evaluation.protocol(network, photos, config, asked.tune.seed, loaded)
+        settings = evaluation.protocol(model, photos, config, asked.tune.seed, loaded)
         settings["projection"] = {name: str(v) for name, v in dataclasses.asdict(asked.pca).items()}
         write_feature_folder(asked.folder, dataset, store, photos.folder.parent, settings)
         log.info(">> %s: features of %d images in %s", dataset, len(store), store.folder)

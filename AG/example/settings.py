@@ -1,5 +1,6 @@
 """The settings of S2's commands, each with its default (cirtorch's)."""
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -80,7 +81,7 @@ class TuneConfig:
 class RunConfig:
     """How a training goes on; nothing here changes what is learned."""
 
-    workers: int = 8
+    workers: int = min(8, os.cpu_count() or 1)
     print_freq: int = 10
     test_freq: int = 1
     val: bool = True

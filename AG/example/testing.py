@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ def describe(
     multiscale: tuple[float, ...] = (1.0,),
 ) -> np.ndarray:
     """(N, D) float32 descriptors of unit norm."""
-    network = cast(Any, MultiScale(model, multiscale))
+    network = MultiScale(model, multiscale)
     with evaluation.progress_bar(total=len(paths), desc="descriptors", leave=False) as bar:
         return extraction.global_descriptors(network, paths, config, progress=bar.update)
 
@@ -80,7 +80,7 @@ class Test:
         whitening = self._whitening(model, epoch)
         figures: dict[str, Any] = {}
         stamps = {}
-        network = cast(Any, MultiScale(model, self.multiscale))
+        network = MultiScale(model, self.multiscale)
         for name, photos in self.sets.items():
             count = len(photos.database)
             ranked = evaluation.rank(network, photos, self.extract, count)
@@ -93,9 +93,7 @@ class Test:
                 ranking, _ = search.knn(queries, database, count)
                 whitened = metrics.evaluate_revisited(ranking, photos.ground_truth)
                 figures[f"{name} + whiten"] = whitened
-            stamps[name] = evaluation.protocol(
-                cast(Any, model), photos, self.extract, self.seed, self.source
-            )
+            stamps[name] = evaluation.protocol(model, photos, self.extract, self.seed, self.source)
             stamps[name] |= {"multiscale": list(self.multiscale), "queries": "cropped to bbx"}
         lines = [line for name, of in figures.items() for line in revisited_lines(name, of)]
         log.info("%s", "\n".join([f"# {epoch}", *lines]))

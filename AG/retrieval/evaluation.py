@@ -16,11 +16,11 @@ import numpy as np
 from tqdm import tqdm
 
 from retrieval import checkpoint, extraction, images, metrics, rerank, search
-from retrieval.delg import Delg
 from retrieval.evaluation_sets import EvaluationSet
 from retrieval.extraction import ExtractConfig
 from retrieval.features import FeatureStore, LocalFeatures
 from retrieval.metrics import Positives
+from retrieval.network import GlobalNetwork, Network
 from retrieval.rerank import RerankConfig, Reranking
 from retrieval.whitening import PcaConfig, Projection, learn_pca
 
@@ -60,7 +60,7 @@ class Ranked:
 
 
 def rank(
-    model: Delg,
+    model: GlobalNetwork,
     photos: EvaluationSet,
     config: ExtractConfig,
     k: int,
@@ -99,7 +99,7 @@ def _knn_of_sound(
 
 
 def learn_projection(
-    model: Delg, pca: PcaConfig, config: ExtractConfig, clock: Clock
+    model: Network, pca: PcaConfig, config: ExtractConfig, clock: Clock
 ) -> Projection | None:
     """The projection of local descriptors that ``pca`` asks for, if it names photos."""
     if pca.pca_photos is None:
@@ -112,7 +112,7 @@ def learn_projection(
 
 def open_store(
     folder: Path,
-    model: Delg,
+    model: Network,
     photos: EvaluationSet,
     config: ExtractConfig,
     projection: Projection | None = None,
@@ -141,7 +141,7 @@ class LocalSource:
 
 
 def local_features(
-    model: Delg,
+    model: Network,
     photos: EvaluationSet,
     candidates: np.ndarray,
     store: FeatureStore,
@@ -248,7 +248,7 @@ def rerank_locally(
 
 
 def protocol(
-    model: Delg, photos: EvaluationSet, extract: ExtractConfig, seed: int, source: str
+    model: Network, photos: EvaluationSet, extract: ExtractConfig, seed: int, source: str
 ) -> dict[str, Any]:
     """The stamp without which a figure is worth nothing."""
     how = {"infer_batch_size", "num_workers"}

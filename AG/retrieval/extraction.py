@@ -14,9 +14,9 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from retrieval import images, training
-from retrieval.delg import Delg
 from retrieval.errors import InputError
 from retrieval.features import FeatureStore, LocalFeatures
+from retrieval.network import GlobalNetwork, Network
 from retrieval.pooling import l2_normalize
 from retrieval.whitening import Projection
 
@@ -169,7 +169,7 @@ def _to_device(pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 @torch.inference_mode()
 def global_descriptors(
-    model: Delg,
+    model: GlobalNetwork,
     paths: Sequence[Path],
     config: ExtractConfig,
     boxes: Sequence[Box] | None = None,
@@ -204,7 +204,7 @@ class _Cells(NamedTuple):
     descriptors: torch.Tensor
 
 
-def _cells_at(model: Delg, pixels: torch.Tensor, scale: float, config: ExtractConfig) -> _Cells:
+def _cells_at(model: Network, pixels: torch.Tensor, scale: float, config: ExtractConfig) -> _Cells:
     """Local descriptors and attention of one scale, with where on the image each cell looks."""
     scaled = _scaled(pixels, scale)
     with training.autocast(pixels.device, config.precision):
@@ -228,7 +228,7 @@ def _cells_at(model: Delg, pixels: torch.Tensor, scale: float, config: ExtractCo
 
 
 def local_features_of_batch(
-    model: Delg, batch: Batch, config: ExtractConfig, projection: Projection | None = None
+    model: Network, batch: Batch, config: ExtractConfig, projection: Projection | None = None
 ) -> list[LocalFeatures]:
     """The strongest local features of each image, over all of ``config.local_scales``."""
     pixels = _to_device(batch.pixels, next(model.parameters()).device)
@@ -265,7 +265,7 @@ def local_features_of_batch(
 
 @torch.inference_mode()
 def local_descriptors(
-    model: Delg,
+    model: Network,
     paths: Sequence[Path],
     config: ExtractConfig,
     progress: Callable[[int], object] | None = None,
@@ -284,7 +284,7 @@ def local_descriptors(
 
 @torch.inference_mode()
 def extract_local_features(
-    model: Delg,
+    model: Network,
     paths: Sequence[Path],
     ids: Sequence[str],
     store: FeatureStore,
