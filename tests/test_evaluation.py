@@ -113,6 +113,19 @@ def test_a_revisited_set_is_recognised_and_scored(model, photo, tmp_path):
     assert sorted(ranked.ranking[0].tolist()) == [0, 1, 2, 3]
 
 
+def test_a_photo_searched_with_two_boxes_is_described_twice(model, photo, tmp_path):
+    gnd = revisited("mini", photo)
+    gnd["qimlist"] *= 2
+    gnd["gnd"].append({**gnd["gnd"][0], "bbx": [0, 0, 32, 32]})
+    (tmp_path / "mini" / "gnd_mini.json").write_text(json.dumps(gnd))
+    photos = open_set(Folders(dataset=tmp_path / "mini"), PositivesConfig())
+    ranked = evaluation.rank(model, photos, SETTING, 4)
+    store = evaluation.open_store(tmp_path / "features", model, photos, SETTING)
+    local = evaluation.local_features(model, photos, ranked.ranking, store, SETTING)
+    whole, corner = (local.queries(row).keypoints.max() for row in (0, 1))
+    assert whole > 32 > corner
+
+
 def test_missing_images_of_a_revisited_set_are_named(photo, tmp_path):
     gnd = revisited("mini", photo)
     (tmp_path / "mini" / "gnd_mini.json").write_text(json.dumps(gnd))

@@ -52,6 +52,10 @@ def test_ids_have_no_extension():
     assert feature_folders.database_ids(["a"]) == ["database/a"]
 
 
+def test_a_photo_searched_with_two_boxes_has_two_ids():
+    assert feature_folders.query_ids(["a", "b", "a.jpg"]) == ["query/a", "query/b", "query/a#2"]
+
+
 def test_missing_features_are_told_with_what_is_there(root):
     with pytest.raises(InputError, match="no features of 'two'; there are one"):
         feature_folders.open_feature_folder(root, "two")

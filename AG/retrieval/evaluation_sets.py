@@ -1,6 +1,7 @@
 """What is searched and with what: queries, database and ground truth, whatever their layout."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,7 +41,7 @@ class EvaluationSet:
     @property
     def query_ids(self) -> list[str]:
         """A name for each query in feature stores and reports."""
-        return [f"query/{self._relative(path)}" for path in self.queries]
+        return distinct([f"query/{self._relative(path)}" for path in self.queries])
 
     @property
     def database_ids(self) -> list[str]:
@@ -60,6 +61,16 @@ class EvaluationSet:
             for rows in [*positives.positives, *positives.junk]:
                 digest.update(f"{name}{rows.tolist()}".encode())
         return digest.hexdigest()[:16]
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """The names; of one that comes again, as a photo searched with two boxes does, ``name#2`` …"""
+    seen: Counter[str] = Counter()
+    result = []
+    for name in names:
+        seen[name] += 1
+        result.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return result
 
 
 @dataclass(frozen=True)

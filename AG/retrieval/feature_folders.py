@@ -40,7 +40,7 @@ class FeatureFolder:
 
 def query_ids(names: Sequence[str]) -> list[str]:
     """The ids of query images in a store, from the names in a ground truth file."""
-    return [f"query/{_bare(name)}" for name in names]
+    return evaluation_sets.distinct([f"query/{_bare(name)}" for name in names])
 
 
 def database_ids(names: Sequence[str]) -> list[str]:
