@@ -10,7 +10,7 @@ from voc_tree import hamming
 from voc_tree.inverted_file import Hits, InvertedFile
 
 Score = Literal["l1", "cosine", "hamming"]
-Weight = Literal["soft", "hard", "power"]
+Weight = Literal["power", "soft", "hard"]
 Nodes = Literal["leaves", "all"]
 Norm = Literal["self", "features"]
 
@@ -25,8 +25,9 @@ class ScoreConfig:
     words:     nearest words of a query feature that are looked up.
     bits:      of a signature.
     aggregate: one signature for all features of an image in a word (ASMK*).
-    weight:    of a Hamming distance h up to ``ht``: "soft" exp(−h²/sigma²), "hard" 1, or "power"
-               (1 − 2h/bits) ** power. None: ht is 3/8 of the bits, sigma a quarter.
+    weight:    of a Hamming distance h up to ``ht``: "power" (1 − 2h/bits) ** power, "soft"
+               exp(−h²/sigma²), or "hard" 1. None: ht is 3/8 of the bits ("power": half of them,
+               where the weight is 0), sigma a quarter.
     burst:     several features of an image that match one query feature count as the square root of
                their number (Jégou et al., "On the burstiness of visual elements", CVPR 2009).
     nodes:     words are the "leaves" of the tree, or "all" nodes down to them (l1 and cosine only).
@@ -38,7 +39,7 @@ class ScoreConfig:
     words: int = 5
     bits: int = 64
     aggregate: bool = False
-    weight: Weight = "soft"
+    weight: Weight = "power"
     ht: int | None = None
     sigma: float | None = None
     power: float = 3.0
@@ -55,7 +56,9 @@ class ScoreConfig:
     @property
     def most(self) -> int:
         """The largest Hamming distance that counts."""
-        return self.bits * 3 // 8 if self.ht is None else self.ht
+        if self.ht is not None:
+            return self.ht
+        return self.bits // 2 if self.weight == "power" else self.bits * 3 // 8
 
     def weights(self) -> np.ndarray:
         """(bits + 1,) float32: the weight of each Hamming distance."""
