@@ -280,6 +280,28 @@ def test_tuples_of_one_batch_share_a_step(tmp_path, data):
     assert trained != 3.0
 
 
+def as_process(folder, words):
+    """Run ``python3 words`` as a user does; what it printed."""
+    path = str(Path(finetuning.__file__).parents[1])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *words]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_two_processes_learn_what_one_does(tmp_path, data):
+    """Each takes half of a batch's tuples; the gradients are summed."""
+    line = flags(data, epochs=1, optimizer="sgd", precision="fp32", lr="1e-3")
+    finetuning.main([str(tmp_path / "one"), *line])
+    launcher = "-m torch.distributed.run --standalone --nproc_per_node 2 -m example.finetuning"
+    as_process(tmp_path, [*launcher.split(), "two", *line])
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    torch.testing.assert_close(two["best"], one["best"])
+    for key, tensor in one["model"].items():
+        torch.testing.assert_close(two["model"][key], tensor, msg=key)
+
+
 # ---- the chain
 
 
@@ -297,15 +319,7 @@ def chain(tmp_path_factory, data):
         + shlex.split("--param-directory ./attention_models --feature-num 30 --scales 1,2"),
         "voc_tree.main": shlex.split(f"{tree} --tree-branch 3 --output tree.txt --rerank-num 4"),
     }
-    printed = {}
-    path = str(Path(finetuning.__file__).parents[1])
-    for step, own in steps.items():
-        command = [sys.executable, "-m", step, *own]
-        environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        printed[step] = done.stdout
-    return root, printed
+    return root, {step: as_process(root, ["-m", step, *own]) for step, own in steps.items()}
 
 
 def test_the_chain_prints_what_the_readme_prints(chain):
