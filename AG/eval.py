@@ -11,7 +11,15 @@ from dataclasses import asdict
 import numpy as np
 import torch
 
-from retrieval import delg, evaluation, evaluation_options, options, report, training
+from retrieval import (
+    delg,
+    evaluation,
+    evaluation_options,
+    options,
+    report,
+    saved_run,
+    training,
+)
 from retrieval.evaluation_sets import open_set
 from retrieval.images import check_headers
 
@@ -42,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     ranked = evaluation.rank(model, photos, asked.extract, depth, skipped=skipped, clock=clock)
     ranking = ranked.ranking
     result: dict = {"global": evaluation.score(ranking, photos.ground_truth, asked.recall_values)}
+    result["set"] = saved_run.describe_set(asked.folders, asked.positives, labels=asked.labels)
+    result["feature_store"] = None
     result["per_query"] = {}
     if photos.ground_truth:
         result["per_query"]["global"] = evaluation.per_query(ranking, photos.ground_truth).tolist()
@@ -57,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             skipped=skipped,
             clock=clock,
         )
+        result["feature_store"] = str(store.folder.resolve())
         reranked = evaluation.rerank_locally(ranked, local, asked.rerank, clock)
         ranking = reranked.ranking
         stamp["rerank"] = {**asdict(asked.rerank), "floor": reranked.floor}
@@ -73,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
 
     result |= {"seconds": clock.seconds, "skipped": skipped or [], "protocol": stamp}
+    saved_run.save_ranking(run, ranked)
     report.write_json(run / "result.json", result)
     report.write_predictions(run / "predictions.csv", photos, ranking, max(asked.recall_values))
     if asked.save_descriptors:

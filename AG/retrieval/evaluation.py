@@ -170,6 +170,12 @@ def local_features(
         )
         extract(photos.queries, query_ids, boxes=photos.query_boxes)
         extract([photos.database[row] for row in rows], [database_ids[row] for row in rows])
+    return local_source(photos, store)
+
+
+def local_source(photos: EvaluationSet, store: FeatureStore) -> LocalSource:
+    """The local features that a store has of these photos."""
+    query_ids, database_ids = photos.query_ids, photos.database_ids
     nothing = LocalFeatures(
         np.empty((0, 2), np.float32), np.empty((0, 1), np.float32), np.empty(0, np.float32), (1, 1)
     )
