@@ -20,9 +20,9 @@ IMAGES = [
 ]
 QUERY = (CENTRES[RNG.integers(12, size=20)] + RNG.normal(size=(20, 16)) * 0.7).astype(np.float32)
 TREE = build(np.concatenate(IMAGES), TreeConfig(tree_height=2, tree_branch=4))
-EMBEDDING = hamming.learn_embedding(
-    TREE, np.concatenate(IMAGES), TREE.quantise(np.concatenate(IMAGES))[:, 0], 64
-)
+# Of other points than the images': a median's own offset is 0, and rounding decides on its bit.
+OTHERS = (CENTRES[RNG.integers(12, size=300)] + RNG.normal(size=(300, 16)) * 0.7).astype(np.float32)
+EMBEDDING = hamming.learn_embedding(TREE, OTHERS, TREE.quantise(OTHERS)[:, 0], 64)
 L1 = ScoreConfig(score="l1", words=1)
 HE = ScoreConfig(ht=30)
 
