@@ -53,6 +53,17 @@ def test_local_features_check_their_rows():
         LocalFeatures(np.zeros((3, 3)), np.zeros((3, 8)), np.zeros(3), (9, 9))
 
 
+def test_the_strongest_features_are_the_first():
+    features = local_features(0, n=9, scales=True)
+    few = features.strongest(4)
+    assert len(few) == 4
+    for name in ("keypoints", "descriptors", "scores", "scales", "orientations"):
+        rows, kept = getattr(features, name), getattr(few, name)
+        np.testing.assert_array_equal(kept, None if rows is None else rows[:4])
+    assert few.image_size == features.image_size
+    assert features.strongest(None) is features.strongest(9) is features
+
+
 @pytest.mark.parametrize("images_per_shard", [1, 4, 100])
 def test_what_is_put_is_found_again(tmp_path, images_per_shard):
     put = {f"query/ä b {i}.jpg": local_features(i) for i in range(11)}

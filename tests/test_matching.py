@@ -8,7 +8,7 @@ from scipy.spatial import cKDTree
 
 from retrieval import matching
 from retrieval.errors import InputError
-from retrieval.matching import MatchConfig, match, match_many
+from retrieval.matching import MatchConfig, match, match_distances, match_many
 
 EXACT = MatchConfig(precision="float32")
 FAST = MatchConfig()
@@ -164,3 +164,18 @@ def test_settings_are_checked(settings_):
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("rule", ["mutual", "one_way"])
+def test_thresholds_are_filters_of_one_matching(rng, rule, kind):
+    query, database = (side.astype(kind) for side in two_views(rng))
+    every = match(query, database, MatchConfig(rule, 0.98))
+    distances = match_distances(query, database, every)
+    first, second = every[0]
+    apart = query[first].astype(np.float32) - database[second].astype(np.float32)
+    assert distances[0] == pytest.approx(np.linalg.norm(apart))
+    for limit in (np.median(distances), distances[3], 9.0):  # one that is met exactly
+        found = match(query, database, MatchConfig(rule, 0.98, float(limit)))
+        np.testing.assert_array_equal(found, every[distances < limit])
+    assert match_distances(query, database, every[:0]).shape == (0,)

@@ -9,7 +9,9 @@ from hypothesis.extra.numpy import arrays
 from retrieval.errors import InputError
 from retrieval.features import LocalFeatures
 from retrieval.geometry import VerifyConfig, verify
-from retrieval.matching import match
+from retrieval.inlier_counts import Geometry, by_matching, count_inliers
+from retrieval.matching import MatchConfig, match
+from retrieval.metrics import Positives
 from retrieval.rerank import (
     RerankConfig,
     effect,
@@ -62,7 +64,7 @@ def test_positives_come_first(city):
     assert 0 < found.floor < 20
     for row, positive in zip(found.ranking, positives, strict=True):
         assert set(row[:2]) == set(positive)
-    result = effect(ranking, found.ranking, positives)
+    result = effect(ranking, found.ranking, Positives(positives, [[]] * len(positives)))
     np.testing.assert_array_equal(result.helped, np.arange(NUM_PLACES))
     assert set(found.seconds) == {"loading", "matching", "verification", "elapsed"}
     assert found.ms_per_pair > 0
@@ -146,16 +148,22 @@ def test_reorder_permutes_the_head_only_and_is_stable(data):
     q, k_all = data.draw(st.integers(0, 4)), data.draw(st.integers(1, 8))
     k = data.draw(st.integers(0, k_all))
     floor = data.draw(st.sampled_from([0.0, 3.0, 5.5]))
+    fusion = data.draw(st.sampled_from([0.0, 1.5, 40.0]))
     counts = data.draw(arrays(np.int64, (q, k), elements=st.integers(0, 9)))
-    similarity = data.draw(arrays(np.float32, (q, k_all), elements=st.sampled_from([0, 0.5, 1])))
+    similarity = data.draw(
+        arrays(np.float32, (q, k_all), elements=st.sampled_from([-1, 0, 0.5, 1]))
+    )
     ranking = np.array([np.random.default_rng(i).permutation(k_all) for i in range(q)], np.int64)
     ranking = ranking.reshape(q, k_all)
-    new, order = reorder(ranking, similarity, counts, floor)
+    new, order = reorder(ranking, similarity, counts, floor, fusion)
     assert new.shape == ranking.shape
     np.testing.assert_array_equal(new[:, k:], ranking[:, k:])
     np.testing.assert_array_equal(np.sort(order, axis=1), np.tile(np.arange(k_all), (q, 1)))
     for row in range(q):
-        keys = [(-max(n - floor, 0), -similarity[row, i]) for i, n in enumerate(counts[row])]
+        best = max(similarity[row, :k], default=0)
+        shares = [s / (best if best > 0 else 1) for s in similarity[row, :k].tolist()]
+        gains = [max(n - floor, 0) + fusion * s for n, s in zip(counts[row], shares, strict=True)]
+        keys = [(-gain, -similarity[row, i]) for i, gain in enumerate(gains)]
         assert order[row, :k].tolist() == sorted(range(k), key=keys.__getitem__)
         assert new[row].tolist() == ranking[row, order[row]].tolist()
 
@@ -166,6 +174,56 @@ def test_inliers_below_the_floor_change_nothing():
     np.testing.assert_array_equal(new, ranking)
     new, _ = reorder(ranking, similarity, np.array([[0, 5, 6]]), floor=0)  # S1's order
     np.testing.assert_array_equal(new, [[7, 2, 4]])
+
+
+def test_fusion_is_what_the_best_similarity_is_worth_in_inliers():
+    ranking, similarity = np.array([[4, 2, 7]]), np.array([[0.8, 0.4, 0.2]])
+    inliers = np.array([[0, 5, 9]])  # worth 1, 1/2 and 1/4 of the fusion more
+    for fusion, expected in ((0, [7, 2, 4]), (11, [7, 4, 2]), (13, [4, 7, 2]), (100, [4, 2, 7])):
+        new, _ = reorder(ranking, similarity, inliers, floor=0, fusion=fusion)
+        np.testing.assert_array_equal(new, [expected])
+
+
+def test_the_strongest_features_are_a_slice(city):
+    queries, database, *rest = city
+    by_hand = [
+        [
+            LocalFeatures(f.keypoints[:40], f.descriptors[:40], f.scores[:40], f.image_size)
+            for f in side
+        ]
+        for side in (queries, database)
+    ]
+    sliced, whole = run((*by_hand, *rest)), run(city)
+    found = run(city, num_features=40)
+    np.testing.assert_array_equal(found.num_inliers, sliced.num_inliers)
+    np.testing.assert_array_equal(found.ranking, sliced.ranking)
+    assert (found.num_inliers != whole.num_inliers).any()
+    np.testing.assert_array_equal(run(city, num_features=99).num_inliers, whole.num_inliers)
+
+
+def test_geometries_counted_together_are_those_counted_alone(city):
+    queries, database, ranking, *_ = city
+    geometries = [
+        Geometry(num_features, MatchConfig(rule, 0.95, limit), verify)
+        for num_features in (None, 45)
+        for rule in ("mutual", "one_way")
+        for limit in (None, 0.9, 0.3)
+        for verify in (VerifyConfig(), VerifyConfig("homography", residual=4.0))
+    ]
+    pairs = [(q, int(d)) for q, row in enumerate(ranking) for d in row]
+    lookups = queries.__getitem__, database.__getitem__
+    done: list[int] = []
+    counted = count_inliers(pairs, *lookups, geometries, progress=done.append)
+    assert len(by_matching(geometries)) == 4
+    assert sum(done) == len(pairs)
+    assert (counted.seconds > 0).all()
+    assert len({tuple(row) for row in counted.num_inliers.tolist()}) > 8
+    for geometry, counts in zip(geometries, counted.num_inliers, strict=True):
+        alone = run(
+            city, floor=0.0, num_features=geometry.num_features, match=geometry.match,
+            verify=geometry.verify,
+        )  # fmt: skip
+        np.testing.assert_array_equal(counts, alone.num_inliers.ravel())
 
 
 def test_random_pairs_avoid_the_own_ranking_and_repeat_by_seed():
@@ -188,13 +246,14 @@ def test_the_floor_is_a_quantile():
 
 
 def test_effect_names_the_queries():
-    old = np.array([[1, 2, 3]] * 5)
-    new = np.array([[2, 1, 3], [2, 1, 3], [1, 3, 2], [2, 1, 3], [3, 2, 1]])
-    positives = [np.array(rows) for rows in ([2], [1], [1], [], [3, 1])]
-    result = effect(old, new, positives)
+    old = np.array([[1, 2, 3]] * 6)
+    new = np.array([[2, 1, 3], [2, 1, 3], [1, 3, 2], [2, 1, 3], [3, 2, 1], [2, 1, 3]])
+    positives = [np.array(rows) for rows in ([2], [1], [1], [], [3, 1], [2])]
+    junk = [[]] * 5 + [[1]]  # junk has no rank, so that to pass it is nothing
+    result = effect(old, new, Positives(positives, junk))
     assert result.helped.tolist() == [0]
     assert result.hurt.tolist() == [1]
-    assert result.unchanged.tolist() == [2, 3, 4]
+    assert result.unchanged.tolist() == [2, 3, 4, 5]
 
 
 @pytest.mark.parametrize(
@@ -208,7 +267,17 @@ def test_bad_rankings_are_named(ranking, message):
 
 
 @pytest.mark.parametrize(
-    "settings_", [{"top_k": 0}, {"threads": 0}, {"floor_quantile": 2.0}, {"floor_pairs": 0}]
+    "settings_",
+    [
+        {"top_k": 0},
+        {"threads": 0},
+        {"num_features": 0},
+        {"floor_quantile": 2.0},
+        {"floor_pairs": 0},
+        {"floor": -1.0},
+        {"fusion": -1.0},
+        {"fusion": float("nan")},
+    ],
 )
 def test_settings_are_checked(settings_):
     with pytest.raises(InputError):

@@ -50,6 +50,14 @@ class LocalFeatures:
     def __len__(self) -> int:
         return len(self.keypoints)
 
+    def strongest(self, count: int | None) -> "LocalFeatures":
+        """The first ``count`` features (None: all), as views."""
+        if count is None or count >= len(self):
+            return self
+        rows = {name: getattr(self, name) for name in _STORED}
+        kept: dict[str, Any] = {name: r if r is None else r[:count] for name, r in rows.items()}
+        return LocalFeatures(**kept, image_size=self.image_size)
+
 
 # How a store keeps the fields. Halves are enough for descriptors; keypoints in halves would be off
 # by up to half a pixel.

@@ -69,7 +69,6 @@ def read_split(folder: str | os.PathLike[str]) -> tuple[list[Path], np.ndarray, 
 
 def positions(paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
     """The places in N file names: utm (N, 2) metres, heading (N,) degrees, nan where absent."""
-    """(N, 2) metres east and north, (N,) headings in degrees (nan where a name has none)."""
     places = np.array([parse_name(path) for path in paths], np.float64).reshape(-1, 3)
     return places[:, :2].copy(), places[:, 2].copy()
 

@@ -5,26 +5,17 @@ what such pairs reach, and only inliers above it count. Without any, the old ord
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import groupby
 
-import cv2
 import numpy as np
-import torch
 
+from retrieval import metrics
 from retrieval.errors import InputError
-from retrieval.features import LocalFeatures
-from retrieval.geometry import VerifyConfig, verify_matches
-from retrieval.matching import MatchConfig, match_many
-from retrieval.ransac import load_backend
-
-# Candidates of one query that one task of the thread pool matches and verifies.
-_BATCH = 25
-
-FeatureLookup = Callable[[int], LocalFeatures]
+from retrieval.geometry import VerifyConfig
+from retrieval.inlier_counts import STAGES, FeatureLookup, Geometry, count_inliers
+from retrieval.matching import MatchConfig
+from retrieval.metrics import Positives
 
 
 @dataclass(frozen=True)
@@ -32,7 +23,10 @@ class RerankConfig:
     """How rankings are verified.
 
     top_k:          entries at the head of each ranking that are verified and reordered.
+    num_features:   the strongest so many local features of each image are matched; None: all.
     match, verify:  of every pair of images.
+    fusion:         inliers that the best similarity of a row is worth, see `reorder`; 0: similarity
+                    only decides between equal inliers.
     floor:          inliers that count for nothing; None: measured on random pairs. S1: 0.
     floor_pairs:    random pairs to measure it on.
     floor_quantile: of their inlier counts that is the floor. A quantile as high as 0.99 rests on
@@ -42,8 +36,10 @@ class RerankConfig:
     """
 
     top_k: int = 100
+    num_features: int | None = None
     match: MatchConfig = field(default_factory=MatchConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
+    fusion: float = 0.0
     floor: float | None = None
     floor_pairs: int = 400
     floor_quantile: float = 0.95
@@ -54,10 +50,21 @@ class RerankConfig:
         for name in ("top_k", "floor_pairs"):
             if getattr(self, name) < 1:
                 raise InputError(f"re-ranking {name} {getattr(self, name)}: expected at least 1")
-        if self.threads is not None and self.threads < 1:
-            raise InputError(f"re-ranking threads {self.threads}: expected at least 1")
+        for name in ("num_features", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"re-ranking {name} {value}: expected at least 1")
+        for name in ("fusion", "floor"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < np.inf:
+                raise InputError(f"re-ranking {name} {value}: expected inliers, 0 or more")
         if not 0 <= self.floor_quantile <= 1:
             raise InputError(f"floor quantile {self.floor_quantile}: expected a number in [0, 1]")
+
+    @property
+    def geometry(self) -> Geometry:
+        """The part that decides how many inliers a pair has; the rest is order."""
+        return Geometry(self.num_features, self.match, self.verify)
 
 
 @dataclass(frozen=True)
@@ -68,8 +75,8 @@ class Reranking:
     similarity:  (Q, K), of the same entries (so no longer sorted).
     num_inliers: (Q, k) int64, of the first k entries of the *old* ranking.
     floor:       inliers that counted for nothing.
-    seconds:     of "loading" features, "matching" and "verification", summed over threads, and
-                 "elapsed", the whole by the clock.
+    seconds:     of processor for "loading" features, "matching" and "verification", summed over
+                 threads, and "elapsed", the whole by the clock.
     ms_per_pair: elapsed milliseconds per verified pair (random pairs of the floor included).
     """
 
@@ -115,16 +122,20 @@ def rerank(
         chance = random_pairs(ranking, config)
 
     start = time.perf_counter()
-    counts, seconds = _count_inliers(
-        pairs + chance, query_features, database_features, config, progress
+    counted = count_inliers(
+        *(pairs + chance, query_features, database_features, [config.geometry]),
+        threads=config.threads,
+        progress=progress,
     )
+    seconds = dict(zip(STAGES, counted.seconds[0].tolist(), strict=True))
     seconds["elapsed"] = time.perf_counter() - start
 
+    counts = counted.num_inliers[0]
     num_inliers = counts[: len(pairs)].reshape(head.shape)
     floor = config.floor
     if floor is None:
         floor = measure_floor(counts[len(pairs) :], config.floor_quantile)
-    new_ranking, order = reorder(ranking, similarity, num_inliers, floor)
+    new_ranking, order = reorder(ranking, similarity, num_inliers, floor, config.fusion)
     return Reranking(
         ranking=new_ranking,
         similarity=np.take_along_axis(similarity, order, axis=1),
@@ -136,17 +147,28 @@ def rerank(
 
 
 def reorder(
-    ranking: np.ndarray, similarity: np.ndarray, num_inliers: np.ndarray, floor: float
+    ranking: np.ndarray,
+    similarity: np.ndarray,
+    num_inliers: np.ndarray,
+    floor: float,
+    fusion: float = RerankConfig.fusion,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sort the first k of each row by the inliers above the floor, then by similarity.
+
+    With ``fusion`` every entry gains fusion * similarity / (the best similarity among the k), so
+    that a look-alike of far less similarity needs that many more inliers.
 
     ranking, similarity (Q, K); num_inliers (Q, k). Returns (the new ranking (Q, K) int64, order
     (Q, K): the old column of each entry). Stable; columns from k on stay. Floor 0 is S1's order.
     """
     k = num_inliers.shape[1]
+    head = similarity[:, :k]
     gain = np.maximum(num_inliers - floor, 0)
+    if fusion and head.size:
+        best = head.max(axis=1, keepdims=True).astype(np.float64)
+        gain = gain + fusion * (head / np.where(best > 0, best, 1))
     order = np.tile(np.arange(ranking.shape[1]), (len(ranking), 1))
-    order[:, :k] = np.lexsort((-similarity[:, :k], -gain), axis=1)
+    order[:, :k] = np.lexsort((-head, -gain), axis=1)
     return np.take_along_axis(ranking, order, axis=1).astype(np.int64, copy=False), order
 
 
@@ -181,23 +203,10 @@ def measure_floor(num_inliers: np.ndarray, quantile: float = RerankConfig.floor_
     return float(np.quantile(num_inliers, quantile, method="higher"))
 
 
-def effect(
-    old_ranking: np.ndarray, new_ranking: np.ndarray, positives: Sequence[np.ndarray]
-) -> Effect:
+def effect(old_ranking: np.ndarray, new_ranking: np.ndarray, truth: Positives) -> Effect:
     """Compare the rank of each query's first positive before and after; none at all ranks last."""
-    change = np.array(
-        [
-            _first_hit(new, positive) - _first_hit(old, positive)
-            for old, new, positive in zip(old_ranking, new_ranking, positives, strict=True)
-        ],
-        dtype=np.int64,
-    )
-    return Effect(*(np.flatnonzero(rows) for rows in (change < 0, change > 0, change == 0)))
-
-
-def _first_hit(row: np.ndarray, positives: np.ndarray) -> int:
-    hits = np.flatnonzero(np.isin(row, positives))
-    return int(hits[0]) if len(hits) else len(row)
+    old, new = (metrics.first_hit_rank(ranking, truth) for ranking in (old_ranking, new_ranking))
+    return Effect(*(np.flatnonzero(rows) for rows in (new < old, new > old, new == old)))
 
 
 def _check_ranking(ranking: np.ndarray, similarity: np.ndarray) -> None:
@@ -211,65 +220,3 @@ def _check_ranking(ranking: np.ndarray, similarity: np.ndarray) -> None:
     repeats = np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(axis=1))
     if len(repeats):
         raise InputError(f"the ranking of query {repeats[0]} names a database image twice")
-
-
-def _count_inliers(
-    pairs: list[tuple[int, int]],
-    query_features: FeatureLookup,
-    database_features: FeatureLookup,
-    config: RerankConfig,
-    progress: Callable[[int], object] | None,
-) -> tuple[np.ndarray, dict[str, float]]:
-    """The inliers of each (query, database) pair, and the seconds of each stage over all threads.
-
-    A task is one query with a batch of its candidates, so that one query alone fills the pool.
-    """
-
-    def count(task: tuple[int, list[int]]) -> tuple[list[int], tuple[float, float, float, float]]:
-        query_row, candidate_rows = task
-        t0 = time.perf_counter()
-        query = query_features(query_row)
-        candidates = [database_features(row) for row in candidate_rows]
-        t1 = time.perf_counter()
-        descriptors = [candidate.descriptors for candidate in candidates]
-        matches = match_many(query.descriptors, descriptors, config.match)
-        t2 = time.perf_counter()
-        counts = [
-            verify_matches(query, candidate, found, config.verify).num_inliers
-            for candidate, found in zip(candidates, matches, strict=True)
-        ]
-        return counts, (t0, t1, t2, time.perf_counter())
-
-    load_backend(config.verify.backend)  # here in the caller's thread, see there
-    counts: list[int] = []
-    times: list[tuple[float, float, float, float]] = []
-    with _one_thread_each() as threads, ThreadPoolExecutor(config.threads or threads) as pool:
-        for batch, stamps in pool.map(count, list(_tasks(pairs))):
-            counts += batch
-            times.append(stamps)
-            if progress is not None:
-                progress(len(batch))
-    stages = np.diff(np.array(times).reshape(-1, 4), axis=1).sum(axis=0).tolist()
-    seconds = dict(zip(("loading", "matching", "verification"), stages, strict=True))
-    return np.array(counts, np.int64), seconds
-
-
-def _tasks(pairs: list[tuple[int, int]]) -> Iterator[tuple[int, list[int]]]:
-    """Runs of pairs with one query, as (query row, at most _BATCH database rows)."""
-    for query_row, run in groupby(pairs, key=lambda pair: pair[0]):
-        rows = [database_row for _, database_row in run]
-        for start in range(0, len(rows), _BATCH):
-            yield query_row, rows[start : start + _BATCH]
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[int]:
-    """Keep torch and OpenCV from starting threads inside the pool's; gives torch's old number."""
-    torch_threads, opencv_threads = torch.get_num_threads(), cv2.getNumThreads()
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
-    try:
-        yield torch_threads
-    finally:
-        torch.set_num_threads(torch_threads)
-        cv2.setNumThreads(opencv_threads)

@@ -73,7 +73,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     text = "ask again with the features of verified images"
     group.add_argument("--expand", action="store_true", help=text)
     flags.add_configs(parser, TreeConfig, ScoreConfig, ExpandConfig, MatchConfig, VerifyConfig)
-    flags.add_configs(parser, RerankConfig, only=("floor", "floor_quantile", "threads"))
+    flags.add_configs(parser, RerankConfig, but=("top_k",))  # --rerank-num
 
 
 def read_settings(asked: Asked) -> Settings:
