@@ -88,15 +88,15 @@ def test_what_is_missing_is_said(places, photo):
     assert "older" in damaged(json.dumps({"global": {}}))
     assert "are gone" in damaged(json.dumps({**result, "feature_store": "nowhere"}))
     (run / "result.json").write_text(json.dumps(result))
-    ranking = (run / "ranking.npz").read_bytes()
+    ranking = (run / "rankings.npz").read_bytes()
     for content in (ranking[:-30], b""):
-        (run / "ranking.npz").write_bytes(content)
-        with pytest.raises(InputError, match=r"ranking\.npz cannot be read"):
+        (run / "rankings.npz").write_bytes(content)
+        with pytest.raises(InputError, match=r"rankings\.npz cannot be read"):
             saved_run.open_run(run)
-    (run / "ranking.npz").unlink()
-    with pytest.raises(InputError, match=r"ranking\.npz cannot be read"):
+    (run / "rankings.npz").unlink()
+    with pytest.raises(InputError, match=r"rankings\.npz cannot be read"):
         saved_run.open_run(run)
-    (run / "ranking.npz").write_bytes(ranking)
+    (run / "rankings.npz").write_bytes(ranking)
     saved_run.open_run(run)
     photo("set/database/@0@0@.png", (80, 80), 7)
     with pytest.raises(InputError, match="have changed since"):

@@ -92,6 +92,9 @@ def test_the_chain_finds_the_walls(features, tmp_path):
     form = r">> walls: mAP E: [\d.]+, M: [\d.]+, H: [\d.]+"
     assert sum(bool(re.fullmatch(form, line)) for line in lines) == 3
     assert any(line.startswith(">> walls: mP@k[1, 5, 10] E: [") for line in lines)
+    page = (tmp_path / "walls" / "report.html").read_text()
+    for text in ("expanded", "mP@10 H", "4 of 4 queries shown", "1 database images without"):
+        assert text in page
 
 
 def test_no_train_takes_the_saved_tree(features, tmp_path):

@@ -217,7 +217,7 @@ def compare(
 ) -> dict[str, Any]:
     """What re-ranking did: paired difference with 95 % interval; whom it helped and hurt."""
     mean, low, high = metrics.paired_interval(per_query(after, truth), per_query(before, truth))
-    effect = rerank.effect(before, after, truth["R" if "R" in truth else "M"].positives)
+    effect = rerank.effect(before, after, truth["R" if "R" in truth else "M"])
     return {
         "metric": "R@1" if "R" in truth else "mAP M",
         "difference": mean,
@@ -244,7 +244,8 @@ def rerank_locally(
             lambda row: local.queries(int(asked[row])),
             local.database,
             config,
-            progress=bar.update,
+            # The random pairs of the floor, which the total does not know, come last.
+            progress=lambda done: bar.update(min(done, pairs - bar.n)),
         )
     ranking, similarity = ranked.ranking.copy(), ranked.similarity.copy()
     ranking[asked], similarity[asked] = found.ranking, found.similarity

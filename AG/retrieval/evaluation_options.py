@@ -18,15 +18,18 @@ from retrieval.options import (
     LOGS,
     add_place_folders,
     add_predictions,
+    add_report,
     add_resizing,
     add_run,
     add_weights,
     read_extraction,
+    read_report_queries,
     read_reranking,
     read_weights_flag,
     split_folder,
 )
 from retrieval.rerank import RerankConfig
+from retrieval.rerank_file import read_rerank
 from retrieval.trainer import TrainConfig
 from retrieval.whitening import PcaConfig
 
@@ -42,10 +45,12 @@ class EvaluationOptions:
     network: DelgConfig
     extract: ExtractConfig
     rerank: RerankConfig | None
+    rerank_config: Path | None
     pca: PcaConfig
     recall_values: tuple[int, ...]
     num_preds_to_save: int
     save_only_wrong_preds: bool
+    report_queries: int
     save_descriptors: bool
     skip_bad_images: bool
     seed: int
@@ -88,7 +93,10 @@ def read_evaluation(description: str | None, argv: Sequence[str] | None) -> Eval
     add_resizing(parser)
     run = add_run(parser)
     add_predictions(run)
+    add_report(run)
     run.add_argument("--no_rerank", action="store_true", help="global descriptors only")
+    text = "re-rank as this file of tune.py says, unless flags say otherwise"
+    run.add_argument("--rerank_config", type=Path, help=text)
     run.add_argument("--save_descriptors", action="store_true", help="write them as .npy")
     asked = flags.parse(parser, argv)
 
@@ -101,11 +109,13 @@ def read_evaluation(description: str | None, argv: Sequence[str] | None) -> Eval
         weights=weights,
         network=delg.resolve_config(asked.given(DelgConfig), weights),
         extract=read_extraction(asked, asked.config(AugmentConfig).image_size),
-        rerank=None if asked.get("no_rerank") else read_reranking(asked),
+        rerank=_reranking(asked),
+        rerank_config=asked.get("rerank_config"),
         pca=asked.config(PcaConfig),
         recall_values=asked.get("recall_values"),
         num_preds_to_save=asked.get("num_preds_to_save"),
         save_only_wrong_preds=asked.get("save_only_wrong_preds"),
+        report_queries=read_report_queries(asked),
         save_descriptors=asked.get("save_descriptors"),
         skip_bad_images=train.skip_bad_images,
         seed=train.seed,
@@ -114,53 +124,11 @@ def read_evaluation(description: str | None, argv: Sequence[str] | None) -> Eval
     )
 
 
-@dataclass(frozen=True)
-class ShowOptions:
-    """What show.py is asked for: ``photos`` are one (attention) or query and database (matches)."""
-
-    picture: str
-    photos: tuple[Path, ...]
-    output: Path
-    count: int
-    weights: str
-    network: DelgConfig
-    extract: ExtractConfig
-    rerank: RerankConfig
-    device: str
-
-
-def read_show(description: str | None, argv: Sequence[str] | None) -> ShowOptions:
-    """Read the command line of show.py; InputError for a picture whose photos are not named."""
-    parser = flags.make_parser(description)
-    parser.add_argument("picture", choices=("attention", "matches"))
-    parser.add_argument("--image", type=Path, help="photo, for attention")
-    parser.add_argument("--query", type=Path, help="photo, for matches")
-    parser.add_argument("--database", type=Path, help="the other photo, for matches")
-    parser.add_argument("--output", type=Path, required=True, help="file to write, .png or .jpg")
-    parser.add_argument("--count", type=int, default=20, help="keypoints to mark (default: 20)")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-    add_weights(parser, None)
-    flags.add_configs(parser, DelgConfig, but=("train_all_layers",))
-    flags.add_configs(parser, ExtractConfig, MatchConfig, VerifyConfig)
-    flags.add_configs(parser, AugmentConfig, only=("image_size",))
-    add_resizing(parser)
-    asked = flags.parse(parser, argv)
-    names = ("image",) if asked.get("picture") == "attention" else ("query", "database")
-    missing = [f"--{name}" for name in names if asked.get(name) is None]
-    if missing:
-        raise InputError(f"{asked.get('picture')} needs {' and '.join(missing)}")
-    weights = read_weights_flag(asked, None)
-    return ShowOptions(
-        picture=asked.get("picture"),
-        photos=tuple(asked.get(name) for name in names),
-        output=asked.get("output"),
-        count=asked.get("count"),
-        weights=weights,
-        network=delg.resolve_config(asked.given(DelgConfig), weights),
-        extract=read_extraction(asked, asked.config(AugmentConfig).image_size),
-        rerank=read_reranking(asked),
-        device=asked.get("device"),
-    )
+def _reranking(asked: Asked) -> RerankConfig | None:
+    """What the flags say, over what the file says; either may say that there is to be none."""
+    file = asked.get("rerank_config")
+    base = RerankConfig() if file is None else read_rerank(file)
+    return None if base is None or asked.get("no_rerank") else read_reranking(asked, base)
 
 
 def _evaluated_folders(asked: Asked) -> Folders:

@@ -39,6 +39,11 @@ class EvaluationSet:
     query_boxes: Sequence[Box] | None = None
 
     @property
+    def truth(self) -> Positives | None:
+        """What right and wrong go by: the positives of ``R``, or of ``M``; None without labels."""
+        return self.ground_truth.get("R", self.ground_truth.get("M"))
+
+    @property
     def query_ids(self) -> list[str]:
         """A name for each query in feature stores and reports."""
         return distinct([f"query/{self._relative(path)}" for path in self.queries])
@@ -153,8 +158,11 @@ def find_gnd(folder: Path) -> Path | None:
     return found[0] if found and (folder / "jpg").is_dir() else None
 
 
-def open_revisited(folder: Path, *, labels: bool = True) -> EvaluationSet:
-    """A test set like revisited Oxford/Paris: ``jpg/`` and ``gnd_*.pkl`` or ``.json``."""
+def open_revisited(folder: Path, *, labels: bool = True, need_photos: bool = True) -> EvaluationSet:
+    """A test set like revisited Oxford/Paris: ``jpg/`` and ``gnd_*.pkl`` or ``.json``.
+
+    Raises InputError where an image is missing, unless only names and ground truth are needed.
+    """
     gnd = find_gnd(folder)
     if gnd is None:
         raise InputError(f"{folder} has no jpg/ with gnd_*.pkl or gnd_*.json beside it")
@@ -162,7 +170,7 @@ def open_revisited(folder: Path, *, labels: bool = True) -> EvaluationSet:
     queries = [_jpg(folder, name) for name in revisited.qimlist]
     database = [_jpg(folder, name) for name in revisited.imlist]
     missing = [path for path in [*queries, *database] if not path.is_file()]
-    if missing:
+    if missing and need_photos:
         raise InputError(f"{gnd} names {len(missing)} images that are missing, first {missing[0]}")
     boxes = None
     if revisited.boxes is not None:

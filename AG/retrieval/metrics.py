@@ -108,6 +108,27 @@ def mean_average_precision(ranking: np.ndarray, positives: Positives) -> tuple[f
     return _mean(precision), precision
 
 
+def precision_at_recalls(
+    ranking: np.ndarray, positives: Positives, recalls: np.ndarray
+) -> np.ndarray:
+    """The mean precision-recall curve: (R,) precisions in percent at ``recalls`` (R,) in [0, 1].
+
+    Interpolated as in TREC: of each query the highest precision at that recall or beyond, 0 where
+    the ranking does not get so far. The mean is over the queries with positives; nan without any.
+    """
+    curves = []
+    pairs = zip(positive_ranks(ranking, positives), positives.positives, strict=True)
+    for found, right in pairs:
+        if len(right) == 0:
+            continue
+        precision = np.arange(1, len(found) + 1) / (found + 1)
+        beyond = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
+        # 0.29 * 100 is 28.999…: rounded, so that a recall just reached counts as reached.
+        needed = np.ceil(np.round(recalls * len(right), 6)).astype(int)
+        curves.append(beyond[np.clip(needed - 1, 0, len(found))])
+    return 100 * np.mean(curves, axis=0) if curves else np.full(len(recalls), np.nan)
+
+
 def precision_at_k(
     ranking: np.ndarray, positives: Positives, ks: Sequence[int] = (1, 5, 10)
 ) -> dict[int, float]:

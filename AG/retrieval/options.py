@@ -192,6 +192,20 @@ def add_predictions(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--save_only_wrong_preds", action="store_true", help=text)
 
 
+def add_report(group: argparse._ArgumentGroup) -> None:
+    """How large the HTML report is."""
+    text = "queries in the gallery of report.html; 0: no gallery (default: %(default)s)"
+    group.add_argument("--report_queries", type=int, default=50, metavar="N", help=text)
+
+
+def read_report_queries(asked: Asked) -> int:
+    """The number of queries that the report shows at most; InputError below 0."""
+    count: int = asked.get("report_queries")
+    if count < 0:
+        raise InputError(f"--report_queries {count}: expected 0 or more")
+    return count
+
+
 def add_resizing(parser: argparse.ArgumentParser) -> None:
     """How test images are resized; without these flags they keep their size."""
     group = parser.add_argument_group("Size of test images (default: as they are)")
@@ -213,11 +227,17 @@ def read_extraction(asked: Asked, image_size: int) -> ExtractConfig:
     return asked.config(ExtractConfig)
 
 
-def read_reranking(asked: Asked) -> RerankConfig:
-    """The `RerankConfig` of the flags."""
-    # The flag --precision is the network's; descriptors are matched as MatchConfig says.
-    match = asked.config(MatchConfig, precision=MatchConfig.precision)
-    return asked.config(RerankConfig, match=match, verify=asked.config(VerifyConfig))
+def read_reranking(asked: Asked, base: RerankConfig | None = None) -> RerankConfig:
+    """The `RerankConfig` of the flags; what they leave open is as in ``base``."""
+    base = base or RerankConfig()
+    match = asked.given(MatchConfig)
+    match.pop("precision", None)  # this flag is the network's
+    return dataclasses.replace(
+        base,
+        **asked.given(RerankConfig),
+        match=dataclasses.replace(base.match, **match),
+        verify=dataclasses.replace(base.verify, **asked.given(VerifyConfig)),
+    )
 
 
 def keep_freed_memory() -> None:

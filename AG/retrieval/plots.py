@@ -4,8 +4,9 @@ Right and wrong differ in colour and in mark; the colours are ones that colour-b
 apart. Every function returns a matplotlib Figure; `save` writes it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -24,23 +25,35 @@ def save(figure: Figure, path: Path, dpi: int = 120) -> None:
     figure.savefig(path, dpi=dpi, bbox_inches="tight", pad_inches=0.08)
 
 
+class Prediction(NamedTuple):
+    """An image of the database (H, W, 3), what is written over it, and whether it is right."""
+
+    image: np.ndarray
+    title: str
+    right: bool | None
+
+
 def prediction_strip(
-    query: np.ndarray,
-    predictions: Sequence[np.ndarray],
-    titles: Sequence[str],
-    right: Sequence[bool | None],
-    query_title: str = "query",
+    query: np.ndarray, predictions: Sequence[Prediction], query_title: str = "query"
 ) -> Figure:
     """The query and its first predictions, each framed by whether it is right (None: unknown)."""
     columns = 1 + len(predictions)
     figure = Figure(figsize=(2.1 * columns, 2.5), layout="constrained")
-    axes = np.atleast_1d(figure.subplots(1, columns))
-    _show(axes[0], query, query_title, NEUTRAL)
-    for axis, image, title, is_right in zip(axes[1:], predictions, titles, right, strict=True):
-        mark = {True: "✓ ", False: "✗ ", None: ""}[is_right]
-        colour = {True: RIGHT, False: WRONG, None: NEUTRAL}[is_right]
-        _show(axis, image, mark + title, colour)
+    _strip(np.atleast_1d(figure.subplots(1, columns)), query, query_title, predictions)
     return figure
+
+
+def _strip(
+    axes: np.ndarray, query: np.ndarray, query_title: str, predictions: Sequence[Prediction]
+) -> None:
+    _show(axes[0], query, query_title, NEUTRAL)
+    for axis, (image, title, right) in zip(
+        axes[1 : 1 + len(predictions)], predictions, strict=True
+    ):
+        mark = {True: "✓ ", False: "✗ ", None: ""}[right]
+        _show(axis, image, mark + title, {True: RIGHT, False: WRONG, None: NEUTRAL}[right])
+    for axis in axes[1 + len(predictions) :]:
+        axis.axis("off")
 
 
 def _show(axis: Axes, image: np.ndarray, title: str, colour: str) -> None:
@@ -57,12 +70,12 @@ def attention_map(
     keypoints: np.ndarray,
     heat: np.ndarray,
     extent: tuple[float, float, float, float],
-    title: str = "attention",
+    label: str = "attention",
 ) -> Figure:
     """A photo beside itself under its attention, with the strongest keypoints marked.
 
     heat: (h, w) scores of the cells; extent: (left, right, bottom, top) of the cells' outer edges
-    in pixels of ``image``; keypoints: (K, 2) x, y.
+    in pixels of ``image``; keypoints: (K, 2) x, y; label: what the heat is.
     """
     height, width = image.shape[:2]
     figure = Figure(figsize=(9, 0.6 + 4.2 * height / width), layout="constrained")
@@ -83,8 +96,8 @@ def attention_map(
         axis.set_xlim(-0.5, width - 0.5)
         axis.set_ylim(height - 0.5, -0.5)
     photo.set_title("photo", fontsize=10)
-    over.set_title(f"{title}, {len(keypoints)} strongest keypoints", fontsize=10)
-    figure.colorbar(shown, ax=over, shrink=0.8, label="attention")
+    over.set_title(f"attention, {len(keypoints)} strongest keypoints", fontsize=10)
+    figure.colorbar(shown, ax=over, shrink=0.8, label=label)
     return figure
 
 
@@ -126,4 +139,62 @@ def matches(
     axis.set_title(title, fontsize=11)
     axis.legend(loc="lower right", fontsize=9, framealpha=0.9)
     axis.axis("off")
+    return figure
+
+
+def reranked_query(
+    query: np.ndarray,
+    strips: Mapping[str, Sequence[Prediction]],
+    ranks: np.ndarray,
+    depth: int,
+    title: str,
+) -> Figure:
+    """Predictions of a query before and after re-ranking, above where its positives stood.
+
+    ranks: (P, 2) of each positive, from 1, before and after; depth + 1 where it is further back.
+    """
+    columns = 1 + max(1, *(len(strip) for strip in strips.values()))
+    figure = Figure(figsize=(1.9 * columns + 3.4, 2.35 * len(strips) + 0.5), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    grid = figure.add_gridspec(len(strips), columns + 1, width_ratios=[*[1.0] * columns, 3.4 / 1.9])
+    for row, (name, strip) in enumerate(strips.items()):
+        axes = [figure.add_subplot(grid[row, column]) for column in range(columns)]
+        _strip(np.array(axes), query, name, strip)
+    _slopes(figure.add_subplot(grid[:, columns]), ranks, depth)
+    return figure
+
+
+def _slopes(axis: Axes, ranks: np.ndarray, depth: int) -> None:
+    """A line from the old to the new rank of each positive; up is better."""
+    beyond = 1.5 * depth  # where ranks that are not known are drawn, clear of the last tick
+    for before, after in ranks:
+        colour = RIGHT if after < before else WRONG if after > before else NEUTRAL
+        style = "--" if after > before else "-"
+        heights = [rank if rank <= depth else beyond for rank in (before, after)]
+        axis.plot([0, 1], heights, style, color=colour, marker="o", markersize=4)
+    axis.set_yscale("log")
+    axis.set_ylim(1.4 * beyond, 0.75)
+    ticks = [rank for rank in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if rank <= depth]
+    axis.set_yticks([*ticks, beyond], [*map(str, ticks), f"> {depth}"])
+    axis.minorticks_off()
+    axis.set_xticks([0, 1], ["before", "after"])
+    axis.set_xlim(-0.15, 1.15)
+    axis.spines[["top", "right", "bottom"]].set_visible(False)
+    axis.grid(axis="y", alpha=0.3)
+    axis.set_title("rank of each positive" if len(ranks) else "no positives", fontsize=9)
+
+
+def pairs(columns: Sequence[tuple[str, np.ndarray, np.ndarray | None]]) -> Figure:
+    """Columns of (title, image, the image below it or None), such as queries and positives."""
+    count = max(1, len(columns))
+    figure = Figure(figsize=(1.9 * count, 4.2), layout="constrained")
+    axes = figure.subplots(2, count, squeeze=False)
+    for axis in axes.ravel():
+        axis.axis("off")
+    for (above, below), (title, first, second) in zip(axes.T[: len(columns)], columns, strict=True):
+        _show(above, first, title, NEUTRAL)
+        if second is not None:
+            _show(below, second, "positive", RIGHT)
+        else:
+            below.set_title("no positives", fontsize=9, color=NEUTRAL)
     return figure

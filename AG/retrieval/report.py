@@ -22,7 +22,7 @@ def in_words(figures: Mapping[str, float]) -> str:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The figures of `result.json` as a table of plain text, with times and what re-ranking did."""
+    """The figures of `result.json` as a table of plain text, with times and `notes`."""
     rows = [(name, result[name]) for name in ("global", "reranked") if result.get(name)]
     if not rows:
         return "no labels: no figures"
@@ -33,10 +33,15 @@ def table(result: Mapping[str, Any]) -> str:
         name.ljust(10) + "".join(f"{figures[column]:{width}.1f}" for column in columns)
         for name, figures in rows
     ]
+    times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result["seconds"].items())
+    return "\n".join([*lines, f"time: {times}", *notes(result)])
+
+
+def notes(result: Mapping[str, Any]) -> list[str]:
+    """Sentences on what re-ranking did and cost, and on images that were skipped."""
+    lines = []
     if "comparison" in result:
         lines.append(_comparison_in_words(result["comparison"], result["protocol"]["rerank"]))
-    times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result["seconds"].items())
-    lines.append(f"time: {times}")
     if result.get("pairs"):
         stages = ("loading", "matching", "verification")
         parts = ", ".join(f"{name} {result['thread_seconds'][name]:.1f} s" for name in stages)
@@ -46,7 +51,7 @@ def table(result: Mapping[str, Any]) -> str:
         )
     if result["skipped"]:
         lines.append(f"SKIPPED {len(result['skipped'])} images that could not be decoded")
-    return "\n".join(lines)
+    return lines
 
 
 def _comparison_in_words(comparison: Mapping[str, Any], rerank: Mapping[str, Any]) -> str:
@@ -85,23 +90,20 @@ def save_strips(
     only_wrong: bool = False,
 ) -> list[Path]:
     """Draw queries with their first predictions, framed by right and wrong; returns the files."""
-    truth = photos.ground_truth.get("R", photos.ground_truth.get("M"))
+    truth = photos.truth
     rows = np.arange(len(ranking))
     if only_wrong and truth is not None:
         rows = rows[metrics.first_hit_rank(ranking, truth) > 1]
     files = []
     for query in rows[:num_queries]:
         predicted = [row for row in ranking[query, :num_predictions] if row >= 0]
-        right = [
-            None if truth is None else bool(row in truth.positives[query]) for row in predicted
-        ]
-        figure = plots.prediction_strip(
-            images.read_image(photos.queries[query], THUMBNAIL),
-            [images.read_image(photos.database[row], THUMBNAIL) for row in predicted],
-            [str(rank + 1) for rank in range(len(predicted))],
-            right,
-            query_title=f"query {query}",
-        )
+        strip = []
+        for rank, row in enumerate(predicted):
+            photo = images.read_image(photos.database[row], THUMBNAIL)
+            right = None if truth is None else bool(row in truth.positives[query])
+            strip.append(plots.Prediction(photo, str(rank + 1), right))
+        photo = images.read_image(photos.queries[query], THUMBNAIL)
+        figure = plots.prediction_strip(photo, strip, query_title=f"query {query}")
         files.append(folder / f"{query:04d}.jpg")
         plots.save(figure, files[-1], dpi=90)
     return files

@@ -1,7 +1,7 @@
 """What eval.py keeps of an evaluation for later: look into it, tune from it, extract nothing again.
 
 RUN/result.json    figures, protocol, which photos, which feature store
-RUN/ranking.npz    the global ranking before re-ranking, and its similarity
+RUN/rankings.npz   the ranking of each step, and the similarity of the global one
 """
 
 import io
@@ -22,26 +22,35 @@ from retrieval.features import FeatureStore
 from retrieval.files import write_atomically
 from retrieval.geometry import VerifyConfig
 from retrieval.matching import MatchConfig
+from retrieval.metrics import Positives
 from retrieval.rerank import RerankConfig
 
-_RESULT, _RANKING = "result.json", "ranking.npz"
+_RESULT, _RANKINGS = "result.json", "rankings.npz"
 
 
 @dataclass(frozen=True)
 class SavedRun:
     """An evaluation, opened again.
 
-    ranked: the global ranking (without the descriptors). rerank: what it was re-ranked with, the
-    floor being the one that was measured. local: the stored features of the queries and of the
-    first `rerank.top_k` of each ranking. Both are None of a run with --no_rerank.
+    ranked: the global ranking (without the descriptors). rankings: "global", and "reranked" if it
+    was. rerank: what it was re-ranked with, the floor being the one that was measured. local: the
+    stored features of the queries and of the first `rerank.top_k` of each ranking. Both are None of
+    a run with --no_rerank.
     """
 
     folder: Path
     photos: EvaluationSet
     ranked: Ranked
+    rankings: dict[str, np.ndarray]
     result: dict[str, Any]
     rerank: RerankConfig | None
     local: LocalSource | None
+
+    def truth(self) -> Positives:
+        """What is right for each query (of protocol M in revisited sets); InputError if unknown."""
+        if self.photos.truth is None:
+            raise InputError(f"{self.folder} has no labels: evaluate a set that has, by eval.py")
+        return self.photos.truth
 
     def with_local(self) -> tuple[RerankConfig, LocalSource]:
         """``rerank`` and ``local``; InputError if the run has none."""
@@ -60,11 +69,12 @@ def describe_set(folders: Folders, positives: PositivesConfig, *, labels: bool) 
     return {"folders": paths, "positives": asdict(positives), "labels": labels}
 
 
-def save_ranking(run: Path, ranked: Ranked) -> None:
-    """Write the global ranking of an evaluation into its run folder, atomically."""
+def save_rankings(run: Path, ranked: Ranked, rankings: Mapping[str, np.ndarray]) -> None:
+    """Write the rankings of an evaluation's steps into its run folder, atomically."""
     data = io.BytesIO()
-    np.savez_compressed(data, ranking=ranked.ranking, similarity=ranked.similarity)
-    write_atomically(run / _RANKING, data.getvalue())
+    arrays: dict[str, Any] = {"similarity": ranked.similarity, **rankings}
+    np.savez_compressed(data, **arrays)
+    write_atomically(run / _RANKINGS, data.getvalue())
 
 
 def open_run(folder: Path, weights: str | None = None) -> SavedRun:
@@ -89,7 +99,10 @@ def open_run(folder: Path, weights: str | None = None) -> SavedRun:
             raise InputError(f"{folder}: its local features in {store} are gone: run eval.py again")
         rerank = _rerank_config(protocol["rerank"])
         local = evaluation.local_source(photos, FeatureStore(store))
-    return SavedRun(folder, photos, _read_ranking(folder, photos), result, rerank, local)
+    rankings = _read_rankings(folder, photos)
+    nothing = np.empty((0, 0), np.float32)
+    ranked = Ranked(rankings["global"], rankings.pop("similarity"), nothing, nothing)
+    return SavedRun(folder, photos, ranked, rankings, result, rerank, local)
 
 
 def _read_result(folder: Path) -> dict[str, Any]:
@@ -121,17 +134,19 @@ def _open_photos(folder: Path, result: Mapping[str, Any]) -> EvaluationSet:
     return photos
 
 
-def _read_ranking(folder: Path, photos: EvaluationSet) -> Ranked:
-    file = folder / _RANKING
+def _read_rankings(folder: Path, photos: EvaluationSet) -> dict[str, np.ndarray]:
+    """The rankings (Q, K), and the "similarity" of the first."""
+    file = folder / _RANKINGS
     try:
         with np.load(file, allow_pickle=False) as arrays:
-            ranking, similarity = arrays["ranking"], arrays["similarity"]
+            rankings = {name: arrays[name] for name in ("global", "similarity")}
+            rankings |= {name: arrays[name] for name in arrays.files}
     except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{file} cannot be read ({error}): run eval.py again") from error
-    nothing = np.empty((0, 0), np.float32)
-    if ranking.shape != similarity.shape or len(ranking) != len(photos.queries):
-        raise InputError(f"{file}: {ranking.shape} for {len(photos.queries)} queries")
-    return Ranked(ranking, similarity, nothing, nothing)
+    shapes = {array.shape for array in rankings.values()}
+    if len(shapes) > 1 or len(rankings["global"]) != len(photos.queries):
+        raise InputError(f"{file} is not of {len(photos.queries)} queries: run eval.py again")
+    return rankings
 
 
 def _rerank_config(stamp: Mapping[str, Any]) -> RerankConfig:

@@ -27,8 +27,8 @@ from retrieval.errors import InputError
 from retrieval.files import write_atomically
 from retrieval.options import run
 from voc_tree import options, pipeline
-from voc_tree.main import protocol
 from voc_tree.options import Settings
+from voc_tree.result import protocol
 from voc_tree.test_set import TestSet, open_test_set
 
 log = logging.getLogger("voc_tree")

@@ -10,19 +10,23 @@ The tree of a test set is saved in DIR/NAME, from where --no-train takes it.
 
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from retrieval import evaluation, flags, metrics, report
+from retrieval.evaluation import Clock
 from retrieval.files import write_atomically
-from retrieval.options import run
+from retrieval.html_report.content import ReportContent
+from retrieval.html_report.page import write_report
+from retrieval.options import add_report, read_report_queries, run
 from retrieval.revisited_report import revisited_lines
 from voc_tree import options, pipeline
 from voc_tree.options import Settings
+from voc_tree.result import protocol, report_content
 from voc_tree.test_set import TestSet, open_test_set
 from voc_tree.tree import Tree
 
@@ -30,17 +34,19 @@ log = logging.getLogger("voc_tree")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Search every test set; print S2's lines, and write them and result.json."""
+    """Search every test set; print S2's lines, and write them, result.json and report.html."""
     parser = flags.make_parser(__doc__)
     parser.add_argument("directory", type=Path, metavar="DIR", help="folder of trees and results")
     data = options.add_test_sets(parser)
     text = "file for the printed lines"
     data.add_argument("--output", type=Path, default=Path("output.txt"), help=text)
     data.add_argument("--no_train", action="store_true", help="take the tree that was saved")
+    add_report(data)
     options.add_settings(parser)
     asked = flags.parse(parser, argv)
     settings = options.read_settings(asked)
     names = options.read_test_sets(asked)
+    report_queries = read_report_queries(asked)
     test_sets = [open_test_set(settings.root, name) for name in names]
 
     lines: list[str] = []
@@ -48,13 +54,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     for photos in test_sets:
         file = asked.get("directory") / photos.dataset / "tree.safetensors"
         codebook, said = take_tree(photos, settings, file, train=not asked.get("no_train"))
-        figures, found = search(photos, codebook, settings)
+        figures, found, content = search(photos, codebook, settings)
         said += [line for of in figures.values() for line in of]
         log.info("%s", "\n".join(said))
         lines += said
         result[photos.dataset] = found
         write_atomically(asked.get("output"), "\n".join(lines) + "\n")
         report.write_json(asked.get("directory") / "result.json", result)
+        page = asked.get("directory") / photos.dataset / "report.html"
+        write_report(page, content, report_queries)
+        log.info("report: %s", page)
 
 
 def take_tree(
@@ -72,23 +81,33 @@ def take_tree(
     return codebook, [*said, f">> Training finished in {time.perf_counter() - start} s"]
 
 
+@contextmanager
+def stage(clock: Clock, name: str, total: int) -> Iterator[Callable[[int], object]]:
+    """A stage of the work: shows the progress that it is told, and its time."""
+    with clock.stage(name), evaluation.progress_bar(desc=name, total=total) as bar:
+        # The random pairs of the floor, which the total does not know, come last.
+        yield lambda done: bar.update(min(done, total - bar.n))
+
+
 def search(
     photos: TestSet, codebook: Tree, settings: Settings
-) -> tuple[dict[str, list[str]], dict[str, Any]]:
-    """Rank, verify and expand; the printed lines of each step, and what result.json keeps."""
+) -> tuple[dict[str, list[str]], dict[str, Any], ReportContent]:
+    """Rank, verify and expand: each step's printed lines, what result.json keeps, the report."""
     settings = settings.suited_to(photos.settings)
-    clock = evaluation.Clock()
+    clock = Clock()
     rankings: dict[str, np.ndarray] = {}
     headings = {"words": "# voctree"}
-    with clock.stage("index"):
-        index = pipeline.index_database(photos, codebook, settings.score)
-    with clock.stage("search"):
-        ranked = pipeline.rank(photos, index)
+    with stage(clock, "index", len(photos.database)) as progress:
+        index = pipeline.index_database(photos, codebook, settings.score, progress)
+    with stage(clock, "search", len(photos.queries)) as progress:
+        ranked = pipeline.rank(photos, index, progress)
     rankings["words"] = ranked.ranking
+    verified = None
     stamp = protocol(photos, settings)
     if settings.rerank is not None:
-        with clock.stage("verification"):
-            verified = pipeline.verify(photos, ranked, settings.rerank)
+        pairs = ranked.ranking[:, : settings.rerank.top_k].size
+        with stage(clock, "verification", pairs) as progress:
+            verified = pipeline.verify(photos, ranked, settings.rerank, progress)
         rankings["verified"] = verified.ranking
         stamp["floor"] = verified.floor
         model = settings.rerank.verify.model
@@ -110,7 +129,7 @@ def search(
     empty = int((index.file.num_features == 0).sum())
     if empty:
         lines["words"].insert(0, f"# {empty} database images without features rank last")
-    return lines, {
+    found = {
         "figures": figures,
         "seconds": clock.seconds,
         "words": codebook.num_leaves,
@@ -118,19 +137,7 @@ def search(
         "database_images_without_features": empty,
         "protocol": stamp,
     }
-
-
-def protocol(photos: TestSet, settings: Settings) -> dict[str, Any]:
-    """What the figures rest on."""
-    return {
-        "dataset": photos.dataset,
-        "num_queries": len(photos.queries),
-        "num_database": len(photos.database),
-        "features": photos.settings,
-        **{name: value for name, value in asdict(settings).items() if name != "root"},
-        "versions": evaluation.versions(),
-        "commit": evaluation.commit(),
-    }
+    return lines, found, report_content(photos, settings, rankings, verified, found)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,9 @@
-"""The method, step by step: codebook, index, ranking, verification, expansion."""
+"""The method, step by step: codebook, index, ranking, verification, expansion.
 
+``progress`` is called with the number of images, queries or pairs just done.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +23,8 @@ _EMBEDDING_SAMPLE = 2_000_000
 # Images that are quantised and indexed at a time.
 _IMAGES = 128
 
+Progress = Callable[[int], object]
+
 
 @dataclass(frozen=True)
 class Ranked:
@@ -36,7 +42,9 @@ def train_tree(photos: TestSet, config: TreeConfig) -> Tree:
     return tree.build(np.concatenate(images), config, photos.settings)
 
 
-def index_database(photos: TestSet, codebook: Tree, config: ScoreConfig) -> Index:
+def index_database(
+    photos: TestSet, codebook: Tree, config: ScoreConfig, progress: Progress | None = None
+) -> Index:
     """The database of a test set in an inverted file."""
     embedding = None
     if config.score == "hamming":
@@ -49,13 +57,19 @@ def index_database(photos: TestSet, codebook: Tree, config: ScoreConfig) -> Inde
     for start in range(0, len(photos.database), _IMAGES):
         part = photos.database[start : start + _IMAGES]
         index.add([image.descriptors for image in part])
+        if progress is not None:
+            progress(len(part))
     index.file.refresh_idf()
     return index
 
 
-def rank(photos: TestSet, index: Index) -> Ranked:
+def rank(photos: TestSet, index: Index, progress: Progress | None = None) -> Ranked:
     """All database images for each query, by the score of their words."""
-    rows = [scoring.best(index.scores(query.descriptors)) for query in photos.queries]
+    rows = []
+    for query in photos.queries:
+        rows.append(scoring.best(index.scores(query.descriptors)))
+        if progress is not None:
+            progress(1)
     return _stacked(rows, len(photos.database))
 
 
@@ -65,12 +79,15 @@ def _stacked(rows: list[tuple[np.ndarray, np.ndarray]], width: int) -> Ranked:
     return Ranked(np.reshape(ranking, shape).astype(np.int64), np.reshape(similarity, shape))
 
 
-def verify(photos: TestSet, ranked: Ranked, config: RerankConfig) -> Reranking:
+def verify(
+    photos: TestSet, ranked: Ranked, config: RerankConfig, progress: Progress | None = None
+) -> Reranking:
     """Re-rank by geometry, as eval.py does."""
     return reranking.rerank(
         *(ranked.ranking, ranked.similarity),
         *(photos.queries.__getitem__, photos.database.__getitem__),
         config,
+        progress,
     )
 
 

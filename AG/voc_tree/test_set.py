@@ -43,9 +43,13 @@ class StoredFeatures(Sequence[LocalFeatures]):
 
 @dataclass(frozen=True)
 class TestSet:
-    """Features and ground truth of ``dataset``; ``settings`` tell how the features were made."""
+    """Features and ground truth of ``dataset``; ``settings`` tell how the features were made.
+
+    ``folder`` holds its photos in ``jpg/``, and the ground truth file.
+    """
 
     dataset: str
+    folder: Path
     queries: Sequence[LocalFeatures]
     database: Sequence[LocalFeatures]
     ground_truth: dict[str, Positives]
@@ -63,6 +67,7 @@ def open_test_set(root: Path, dataset: str) -> TestSet:
     gnd = ground_truth.read_gnd(folder.gnd)
     return TestSet(
         dataset,
+        folder.gnd.parent,
         StoredFeatures(folder.store, query_ids(gnd.qimlist)),
         StoredFeatures(folder.store, database_ids(gnd.imlist)),
         gnd.ground_truth,

@@ -1,0 +1,1 @@
+"""The page report.html: what is on it, its charts and pictures, its template."""
