@@ -38,11 +38,18 @@ $(VENV)/.installed-test: requirements.lock pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -c requirements.lock -e '.[test]'
 	touch $@ $(VENV)/.installed
 
-# The pictures of the README, out of the last `make demo`.
-figures:
-	cp logs/demo/eval/*/preds/attention.jpg images/attention.jpg
-	cp logs/demo/eval/*/preds/matches.jpg images/features_match.jpg
-	cp logs/demo/eval/*/preds/0001.jpg images/predictions.jpg
+# The pictures of the README, out of the last `make demo`; its query 134 is one that geometry saves.
+SHOW = $(BIN)/python AG/show.py
+EVAL = $(lastword $(sort $(wildcard logs/demo/eval/*)))
+TRAIN = $(lastword $(sort $(wildcard logs/demo/train/*)))
+
+figures: $(VENV)/.installed
+	$(SHOW) rerank --run $(EVAL) --query 134 --output images/rerank.jpg
+	$(SHOW) attention --run $(EVAL) --query 134 --output images/attention.jpg
+	$(SHOW) matches --run $(EVAL) --query 134 --output images/features_match.jpg
+	$(SHOW) positives --run $(EVAL) --output images/toy_city.jpg
+	$(SHOW) recalls --run $(EVAL) --output images/recalls.png
+	$(SHOW) losses --run $(TRAIN) --output images/losses.png
 
 clean:
 	rm -rf $(VENV) logs

@@ -4,11 +4,9 @@ Runs the project's commands one after the other, as a user would, and ends with 
 and called again it goes on; called after it has finished it starts anew.
 """
 
-import csv
 import json
 import logging
 import os
-import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from retrieval import flags, metrics, options, report
-from retrieval.evaluation_sets import PositivesConfig, open_places
+from retrieval import flags, metrics, options, report, training
 from retrieval.steps import Steps
 
 log = logging.getLogger("demo")
@@ -40,24 +37,12 @@ ONLY_LOCAL = "--epochs_num 1 --iterations_per_epoch 100"
 
 def last_run(step: str) -> Path:
     """The newest run folder of a step."""
-    return sorted((FOLDER / step).iterdir())[-1]
+    return training.newest_folder(FOLDER / step)
 
 
 def result_of(step: str) -> dict[str, Any]:
     """What a step's evaluation wrote."""
     return json.loads((last_run(step) / "result.json").read_text())
-
-
-def a_right_answer() -> tuple[Path, Path]:
-    """A test query and its first prediction after re-ranking: the pair with a right answer."""
-    with (last_run("eval") / "predictions.csv").open(newline="") as file:
-        rows = list(csv.reader(file))[1:]
-    photos = open_places(CITY / "test", PositivesConfig())
-    positives = photos.ground_truth["R"].positives
-    ids = {name: row for row, name in enumerate(photos.database_ids)}
-    right = [i for i, row in enumerate(rows) if ids[row[1]] in positives[i]]
-    query = right[0] if right else 0
-    return photos.queries[query], photos.database[ids[rows[query][1]]]
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -85,7 +70,7 @@ def table(summary: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Make the city, train, train the local head alone, evaluate, draw; print the table."""
+    """Make the city, train, train the local head alone, evaluate; print the table."""
     flags.parse(flags.make_parser(__doc__), argv)
     summary_file = FOLDER / "summary.json"
     if summary_file.exists():
@@ -111,16 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     weights = f"--resume_model {last_run('local') / 'best_model.pth'}"
     steps.take(
         "evaluation",
-        f"{AG}/eval.py {DATA} {NETWORK} {LOCAL} {weights} --num_preds_to_save 8 "
-        "--save_dir demo/eval",
-    )
-    query, database = (shlex.quote(str(photo)) for photo in a_right_answer())
-    pictures = last_run("eval") / "preds"
-    steps.take(
-        "pictures",
-        f"{AG}/show.py attention {weights} --image {query} --output {pictures}/attention.jpg",
-        f"{AG}/show.py matches {LOCAL} {weights} --query {query} --database {database} "
-        f"--output {pictures}/matches.jpg",
+        f"{AG}/eval.py {DATA} {NETWORK} {LOCAL} {weights} --save_dir demo/eval",
     )
 
     untrained, trained = result_of("untrained"), result_of("eval")
@@ -140,7 +116,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         },
     }
     report.write_json(summary_file, summary)
-    log.info("\n%s\n\nfigures: %s\npictures: %s", table(summary), summary_file, pictures)
+    page = last_run("eval") / "report.html"
+    log.info(
+        "\n%s\n\nfigures: %s\nreport, to be opened in a browser: %s",
+        table(summary),
+        summary_file,
+        page,
+    )
 
 
 if __name__ == "__main__":

@@ -150,6 +150,14 @@ def new_folder(root: Path) -> Path:
             name = f"{start}_{count}"
 
 
+def newest_folder(root: Path) -> Path:
+    """The newest run folder below ``root``; InputError if there is none."""
+    folders = [path for path in root.glob("*/") if path.is_dir()]
+    if not folders:
+        raise InputError(f"{root}: no run folder here; run the step that makes one first")
+    return max(folders)
+
+
 class RunFolder:
     """A folder that holds all that one training run writes.
 
