@@ -1,0 +1,111 @@
+"""Inlier counts that survive a kill: kept in a folder as they are found, by what they depend on."""
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from retrieval.errors import InputError
+from retrieval.files import write_atomically
+from retrieval.inlier_counts import (
+    STAGES,
+    Counts,
+    FeatureLookup,
+    Geometry,
+    Matching,
+    by_matching,
+    count_inliers,
+)
+
+# Pairs of one file; a kill loses what has been counted of one file for one matching.
+_PAIRS = 2500
+
+
+def count_and_save(
+    folder: Path,
+    features: str,
+    pairs: Sequence[tuple[int, int]],
+    query_features: FeatureLookup,
+    database_features: FeatureLookup,
+    geometries: Sequence[Geometry],
+    *,
+    threads: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Counts:
+    """`count_inliers`, a part at a time; what ``folder`` has of an earlier call is taken from it.
+
+    features: names what the lookups give, such as the folder of their store, which is named by the
+    hash of all they depend on. progress is called with the number of (pair, geometry) just done.
+    """
+    num_inliers = np.zeros((len(geometries), len(pairs)), np.int64)
+    seconds = np.zeros((len(geometries), len(STAGES)))
+    for matching, members in by_matching(geometries).items():
+        asked = [geometries[member] for member in members]
+        for start in range(0, len(pairs), _PAIRS):
+            part = pairs[start : start + _PAIRS]
+            file = folder / f"{_name(features, matching, part)}.npz"
+            found = _read(file, len(part)) if file.exists() else {}
+            missing = [geometry for geometry in asked if _hash(geometry) not in found]
+            if progress is not None:
+                progress(len(part) * (len(asked) - len(missing)))
+            if missing:
+                counted = count_inliers(
+                    *(part, query_features, database_features, missing),
+                    threads=threads,
+                    progress=_times(progress, len(missing)),
+                )
+                found |= _by_hash(missing, counted)
+                _write(file, found)
+            for member in members:
+                counts, spent = found[_hash(geometries[member])]
+                num_inliers[member, start : start + len(part)] = counts
+                seconds[member] += spent
+    return Counts(num_inliers, seconds)
+
+
+def _times(progress: Callable[[int], object] | None, factor: int) -> Callable[[int], object] | None:
+    return None if progress is None else lambda pairs: progress(factor * pairs)
+
+
+# The counts (P,) and seconds (3,) of each geometry, by its hash.
+_Found = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def _by_hash(geometries: Sequence[Geometry], counted: Counts) -> _Found:
+    rows = zip(geometries, counted.num_inliers, counted.seconds, strict=True)
+    return {_hash(geometry): (counts, seconds) for geometry, counts, seconds in rows}
+
+
+def _name(features: str, matching: Matching, pairs: Sequence[tuple[int, int]]) -> str:
+    told = [features, matching.num_features, asdict(matching.match)]
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    digest.update(np.asarray(pairs, "<i8").tobytes())
+    return digest.hexdigest()[:24]
+
+
+def _hash(geometry: Geometry) -> str:
+    text = json.dumps(asdict(geometry), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _read(file: Path, num_pairs: int) -> _Found:
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            hashes, counts, seconds = (arrays[name] for name in ("hashes", "counts", "seconds"))
+    except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{file} is damaged ({error}); delete it: it is counted again") from error
+    if counts.shape != (len(hashes), num_pairs) or seconds.shape != (len(hashes), len(STAGES)):
+        raise InputError(f"{file} is damaged (wrong shapes); delete it: it is counted again")
+    return dict(zip(hashes.tolist(), zip(counts, seconds, strict=True), strict=True))
+
+
+def _write(file: Path, found: _Found) -> None:
+    data = io.BytesIO()
+    counts, seconds = (np.stack([rows[i] for rows in found.values()]) for i in (0, 1))
+    np.savez_compressed(data, hashes=np.array(list(found)), counts=counts, seconds=seconds)
+    write_atomically(file, data.getvalue())

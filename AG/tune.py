@@ -1,0 +1,115 @@
+"""Choose the settings of re-ranking on a validation split, from features that eval.py saved.
+
+    python3 AG/eval.py … --test_set_folder CITY/val --save_dir val
+    python3 AG/eval.py … --test_set_folder CITY/test --save_dir test
+    python3 AG/tune.py logs/val/DATE --test_run logs/test/DATE
+    python3 AG/eval.py … --rerank_config logs/val/DATE/tuning/rerank.toml
+
+Nothing is extracted again. Inliers are counted once for each distinct geometry, and kept in the
+output folder: killed and called again, the same command goes on. If the gain of the best setting on
+the validation split may as well be none (its 95 % interval reaches down to 0), rerank.toml says
+that there is to be no re-ranking.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from retrieval import (
+    checkpoint,
+    delg,
+    evaluation,
+    options,
+    plots,
+    report,
+    rerank_file,
+)
+from retrieval.rerank import RerankConfig
+from retrieval.saved_run import SavedRun, open_run
+from retrieval.tuning import grid, search, tables
+from retrieval.tuning.options import TuningOptions, read_tuning
+from retrieval.tuning.plots import panels
+from retrieval.tuning.search import Outcome
+from retrieval.tuning.tables import Measured
+
+log = logging.getLogger("tune")
+
+
+def open_runs(asked: TuningOptions) -> dict[str, SavedRun]:
+    """The runs on "validation" and, if asked for, "test"; InputError unless they go together."""
+    run = open_run(asked.run)
+    stamp = run.result["protocol"]
+    if asked.model is not None:
+        torch.manual_seed(stamp["seed"])  # as eval.py, for parts that the file leaves random
+        network = delg.resolve_config(stamp["network"], str(asked.model))
+        model, _ = delg.create(network, str(asked.model))
+        run = open_run(asked.run, checkpoint.weights_hash(model.state_dict()))
+    search.check_labels(run)
+    if asked.test_run is None:
+        return {"validation": run}
+    test = open_run(asked.test_run, stamp["weights_sha256"])
+    search.check_labels(test)
+    search.check_comparable(run, test)
+    return {"validation": run, "test": test}
+
+
+def evaluate(
+    run: SavedRun, settings: Sequence[RerankConfig], asked: TuningOptions, name: str
+) -> list[Outcome]:
+    """`search.evaluate` with a progress bar."""
+    pairs = len(search.shortlists(run, settings).pairs)
+    total = pairs * len(grid.geometries(settings))
+    with evaluation.progress_bar(desc=name, total=total, unit="verified", unit_scale=True) as bar:
+        return search.evaluate(
+            run, settings, asked.output / "counts", threads=asked.threads, progress=bar.update
+        )
+
+
+def measure(test: SavedRun, best: RerankConfig, asked: TuningOptions) -> dict[str, Measured]:
+    """The setting that was best on validation, and the defaults, on the test split."""
+    default = RerankConfig()
+    default = replace(default, top_k=min(default.top_k, test.with_local()[0].top_k))
+    before = search.before(test)
+    return {
+        name: tables.measured(evaluate(test, [setting], asked, f"test, {name}")[0], before)
+        for name, setting in {"best of validation": best, "defaults": default}.items()
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Search, measure on the test split, print; write rerank.toml, tuning.json and tuning.png."""
+    asked = read_tuning(__doc__, argv)
+    runs = open_runs(asked)
+    run, test = runs["validation"], runs.get("test")
+    base, _ = run.with_local()
+    settings = grid.grid(asked.axes, base)
+    for each in runs.values():
+        search.check_depth(each, settings)
+    log.info("validation: %d queries of %s", len(run.photos.queries), run.photos.folder)
+    log.info("%s", tables.plan(asked.axes, base, settings))
+
+    outcomes = search.best_first(evaluate(run, settings, asked, "validation"))
+    metric = tables.metric_of(run.photos.ground_truth)
+    best = tables.measured(outcomes[0], search.before(run))
+    log.info("\nbest\n%s", tables.best_table(outcomes, metric))
+    log.info("\nPareto front\n%s", tables.front_table(outcomes, metric, best.before))
+
+    tested = {} if test is None else measure(test, best.outcome.settled, asked)
+    told = tables.summary(metric, len(settings), best, tested)
+    log.info("\n%s", "\n".join(told))
+    chosen = search.choose(best.outcome, best.gain)
+    rerank_file.write_rerank(
+        asked.output / "rerank.toml", chosen, [f"Written by tune.py from {run.folder}", *told]
+    )
+    content = tables.as_json(outcomes, metric, best, tested)
+    content |= {f"protocol_{name}": each.result["protocol"] for name, each in runs.items()}
+    report.write_json(asked.output / "tuning.json", content)
+    figure = panels(outcomes, best.before, metric)
+    plots.save(figure, asked.output / "tuning.png")
+    log.info("\nwritten: rerank.toml, tuning.json, tuning.png in %s", asked.output)
+
+
+if __name__ == "__main__":
+    options.run(main)

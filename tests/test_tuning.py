@@ -1,0 +1,371 @@
+"""Tuning on planted photos: positives share a query's plane; decoys share its looks, elsewhere."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from retrieval import evaluation
+from retrieval.errors import InputError
+from retrieval.evaluation import LocalSource, Ranked
+from retrieval.evaluation_sets import EvaluationSet
+from retrieval.features import LocalFeatures
+from retrieval.geometry import VerifyConfig
+from retrieval.matching import MatchConfig
+from retrieval.metrics import Positives
+from retrieval.rerank import RerankConfig
+from retrieval.saved_run import SavedRun
+from retrieval.tuning import grid, saved_counts, search, tables
+from retrieval.tuning.grid import Axes
+from retrieval.tuning.options import read_tuning
+from retrieval.tuning.plots import panels
+
+QUERIES, DEPTH = 12, 6
+AXES = Axes(
+    top_k=(6, 3),
+    num_features=(None, 25),
+    rule=("mutual", "one_way"),
+    max_distance=(None, 0.9),
+    residual=(None, 5.0),
+    model=("affine", "homography"),
+    fusion=(0.0, 8.0),
+)
+
+
+def unit(rows):
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def view(rng, points, looks, keep):
+    """A photo of a place: ``keep`` of its points as they are, the others with other looks."""
+    looks = looks.copy()
+    looks[keep:] = rng.normal(size=looks[keep:].shape)
+    shifted = points + rng.uniform(-20, 20, 2) + rng.uniform(-2, 2, points.shape)
+    return LocalFeatures(shifted.astype(np.float32), unit(looks), np.ones(len(points)), (600, 600))
+
+
+def planted(seed=0, helps=True, skipped=()):
+    """A run of 12 queries, of each a decoy, another, the positive and others; or that one first."""
+    rng = np.random.default_rng(seed)
+    queries, database, positives = [], [], []
+    for place in range(QUERIES):
+        points, looks = rng.uniform(0, 500, (50, 2)), rng.normal(size=(50, 16))
+        queries.append(view(rng, points, looks, 30))
+        database.append(view(rng, points, looks, 30))
+        database.append(view(rng, rng.permutation(points), looks, 30))  # its looks elsewhere
+        positives.append(np.array([2 * place]))
+    ranking = np.empty((QUERIES, DEPTH + 2), np.int64)
+    for place in range(QUERIES):
+        others = np.setdiff1d(np.arange(len(database)), [2 * place, 2 * place + 1])
+        row = [2 * place + 1, *rng.permutation(others)[:DEPTH]]
+        ranking[place] = np.insert(row, 2 if helps else 0, 2 * place)
+    similarity = np.tile(np.linspace(0.9, 0.4, DEPTH + 2, dtype=np.float32), (QUERIES, 1))
+    for query in skipped:
+        ranking[query], similarity[query] = -1, -np.inf
+    asked: list[int] = []
+
+    def lookup(row):
+        asked.append(row)
+        return queries[row]
+
+    truth = {"R": Positives(positives, [np.array([], int)] * QUERIES)}
+    names = [Path(f"{i}.png") for i in range(len(database))]
+    photos = EvaluationSet(Path("photos"), names[:QUERIES], names, truth)
+    run = SavedRun(
+        folder=Path("run"),
+        photos=photos,
+        ranked=Ranked(ranking, similarity, np.empty((0, 0)), np.empty((0, 0))),
+        rankings={"global": ranking},
+        result={"feature_store": f"store {seed}", "protocol": {"photos_fingerprint": f"{seed}"}},
+        rerank=RerankConfig(top_k=DEPTH, floor_pairs=40, verify=VerifyConfig(trials=200)),
+        local=LocalSource(lookup, database.__getitem__),
+    )
+    return run, asked
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    run, _ = planted()
+    settings = grid.grid(AXES, run.rerank)
+    return run, settings, search.evaluate(run, settings, tmp_path_factory.mktemp("counts"))
+
+
+def test_the_grid_is_every_combination_once():
+    settings = grid.grid(AXES, RerankConfig(top_k=6))
+    # Of rule and max_distance three pairs: one_way is always bounded.
+    assert len(settings) == len(set(settings)) == 2 * 2 * 3 * 2 * 2 * 2 * 2
+    assert len(grid.geometries(settings)) == 2 * 3 * 2 * 2
+    assert settings[0] == RerankConfig(top_k=6)
+    assert not any(s.match == MatchConfig("one_way") for s in settings)
+    base = RerankConfig(match=MatchConfig(ratio=0.9), verify=VerifyConfig(trials=7), seed=5)
+    for setting in grid.grid(Axes(), base):
+        assert (setting.match.ratio, setting.verify.trials, setting.seed) == (0.9, 7, 5)
+    only = Axes(rule=("one_way", "one_way"), max_distance=(None,))
+    assert {s.match for s in grid.grid(only, RerankConfig())} == {MatchConfig("one_way")}
+
+
+def test_the_default_grid_keeps_to_thirty_geometries():
+    settings = grid.grid(Axes(), RerankConfig())
+    assert len(grid.geometries(settings)) <= 30
+    assert 200 <= len(settings) <= 600
+    assert {s.top_k for s in settings} == {100, 20, 10, 5}
+    assert {s.top_k for s in grid.grid(Axes(), RerankConfig(top_k=5))} == {5}
+    for name in grid.NAMES:
+        assert len({grid.value_of(setting, name) for setting in settings}) > 1
+
+
+def test_every_outcome_is_that_of_eval(searched):
+    # A setting whose floor is written out gives what eval.py's re-ranking with it gives.
+    run, settings, outcomes = searched
+    for outcome, setting in list(zip(outcomes, settings, strict=True))[::7]:
+        assert outcome.setting == setting
+        found = evaluation.rerank_locally(run.ranked, run.local, outcome.settled)
+        per_query = evaluation.per_query(found.ranking, run.photos.ground_truth)
+        np.testing.assert_array_equal(outcome.per_query, per_query)
+        if setting.floor is None and setting.top_k == DEPTH:
+            assert evaluation.rerank_locally(run.ranked, run.local, setting).floor == outcome.floor
+
+
+@pytest.mark.parametrize("protocol", ["R", "M"])
+def test_scores_of_another_order_are_those_of_the_metrics(protocol):
+    rng = np.random.default_rng(0)
+    run, _ = planted(skipped=(3,))
+    drawn = [rng.permutation(2 * QUERIES) for _ in range(QUERIES)]
+    truth = {protocol: Positives([d[:4] for d in drawn], [d[4:12] for d in drawn])}
+    run = replace(run, photos=replace(run.photos, ground_truth=truth))
+    score = search._scorer(run)
+    for _ in range(20):
+        order = np.array([rng.permutation(DEPTH + 2) for _ in range(QUERIES)])
+        ranking = np.take_along_axis(run.ranked.ranking, order, axis=1)
+        np.testing.assert_array_equal(score(order), evaluation.per_query(ranking, truth))
+
+
+def test_skipped_queries_stay_as_they_are(tmp_path):
+    run, asked = planted(skipped=(0, 5))
+    settings = [RerankConfig(top_k=DEPTH, floor_pairs=20), RerankConfig(top_k=3, floor=4.0)]
+    for outcome in search.evaluate(run, settings, tmp_path):
+        assert (outcome.per_query[[0, 5]] == 0).all()
+        found = evaluation.rerank_locally(run.ranked, run.local, outcome.settled)
+        per_query = evaluation.per_query(found.ranking, run.photos.ground_truth)
+        np.testing.assert_array_equal(outcome.per_query, per_query)
+    assert not {0, 5} & set(asked)
+
+
+def test_the_planted_setting_is_found(tmp_path):
+    # Within 500 pixels everything agrees with one plane; 9 tell a decoy from a positive. Three
+    # features are no evidence, two predictions too few, and similarity is wrong.
+    run, _ = planted()
+    axes = Axes(
+        top_k=(DEPTH, 2), num_features=(None, 3), rule=("mutual",), max_distance=(None,),
+        residual=(500.0, 9.0), model=("affine",), floor=(0.0,), fusion=(0.0, 1000.0),
+    )  # fmt: skip
+    outcomes = search.evaluate(run, grid.grid(axes, run.rerank), tmp_path)
+    best = search.best_first(outcomes)[0]
+    assert (best.setting.top_k, best.setting.num_features) == (DEPTH, None)
+    assert (best.setting.verify.residual, best.setting.fusion) == (9.0, 0.0)
+    assert best.figure == 100.0
+    before = search.before(run)
+    assert before.mean() == 0
+    gained = search.gain(best, before)
+    assert gained == search.Gain(100.0, 100.0, 100.0)
+    assert search.choose(best, gained) == replace(best.setting, floor=0.0)
+
+
+def test_a_gain_that_may_be_none_means_no_reranking(tmp_path):
+    run, _ = planted(helps=False)  # the positive is first already
+    outcomes = search.evaluate(run, grid.grid(Axes(), run.rerank), tmp_path)
+    best = tables.measured(search.best_first(outcomes)[0], search.before(run))
+    assert best.gain.low <= 0
+    assert search.choose(best.outcome, best.gain) is None
+    assert "no re-ranking" in tables.verdict("R@1", best)
+    assert "includes 0" in tables.verdict("R@1", best)
+
+
+def test_of_equal_settings_the_faster_wins_then_the_first():
+    def outcome(figure, ms, top_k):
+        return search.Outcome(RerankConfig(top_k=top_k), 0.0, np.full(4, figure), ms)
+
+    given = [outcome(50, 3, 1), outcome(70, 9, 2), outcome(70, 5, 3), outcome(70, 5, 4)]
+    assert [o.setting.top_k for o in search.best_first(given)] == [3, 4, 2, 1]
+
+
+def test_the_pareto_front_is_what_nothing_beats():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        ms, figures = rng.integers(0, 6, (2, 12)).astype(float)
+        points = list(zip(ms, figures, strict=True))
+        expected = [
+            not any(
+                (m <= ms[i] and f >= figures[i]) and ((m, f) != points[i] or j < i)
+                for j, (m, f) in enumerate(points)
+            )
+            for i in range(len(points))
+        ]
+        assert search.pareto_front(ms, figures).tolist() == expected
+
+
+def test_the_global_ranking_is_on_the_front_at_no_cost():
+    worse, better = (
+        search.Outcome(RerankConfig(), 0.0, np.full(3, figure), 1.0) for figure in (40.0, 60.0)
+    )
+    assert search.on_front([worse, better], before=50.0) == [False, True]
+
+
+def test_times_follow_top_k_and_shared_matching_counts_for_each(searched):
+    _, settings, outcomes = searched
+    ms = {outcome.setting: outcome.ms for outcome in outcomes}
+    for setting in settings:
+        assert ms[setting] > 0
+        assert ms[setting] == pytest.approx(ms[replace(setting, top_k=3)] * setting.top_k / 3)
+
+
+def test_a_killed_search_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(saved_counts, "_PAIRS", 30)
+    run, asked = planted()
+    settings = grid.grid(replace(AXES, model=("affine",), residual=(None,)), run.rerank)
+    whole = search.evaluate(run, settings, tmp_path / "whole")
+    calls = len(asked)
+
+    class Killed(Exception):
+        pass
+
+    done = 0
+
+    def stop(count):
+        nonlocal done
+        done += count
+        if done > 150:
+            raise Killed
+
+    with pytest.raises(Killed):
+        search.evaluate(run, settings, tmp_path / "killed", progress=stop)
+    asked.clear()
+    progress: list[int] = []
+    again = search.evaluate(run, settings, tmp_path / "killed", progress=progress.append)
+    assert 0 < len(asked) < calls
+    pairs = search.shortlists(run, settings).pairs
+    assert sum(progress) == len(pairs) * len(grid.geometries(settings))
+    for first, second in zip(whole, again, strict=True):
+        np.testing.assert_array_equal(first.per_query, second.per_query)
+        assert first.floor == second.floor
+    # Once more: nothing is counted, and the times are the same too. Nor for another order.
+    asked.clear()
+    other_order = [replace(setting, fusion=3.0, floor=1.0) for setting in settings]
+    search.evaluate(run, [*other_order, *settings], tmp_path / "killed")
+    once_more = search.evaluate(run, settings, tmp_path / "killed")
+    assert asked == []
+    assert [o.ms for o in once_more] == [o.ms for o in again]
+
+
+def test_counts_are_kept_by_all_they_depend_on(tmp_path):
+    run, asked = planted()
+    few = replace(AXES, top_k=(3,), num_features=(None,), residual=(None,), floor=(0.0,))
+    one, two = (replace(few, model=m) for m in (("affine",), ("affine", "homography")))
+    settings = grid.grid(one, run.rerank)
+    search.evaluate(run, settings, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2  # one for each matching
+    for other in (
+        replace(run, result=run.result | {"feature_store": "another"}),
+        replace(run, ranked=replace(run.ranked, ranking=run.ranked.ranking[:, ::-1])),
+        replace(run, rerank=replace(run.rerank, match=MatchConfig(precision="float32"))),
+        replace(run, rerank=replace(run.rerank, verify=VerifyConfig(trials=9))),
+    ):
+        asked.clear()
+        search.evaluate(other, grid.grid(one, other.rerank), tmp_path)
+        assert asked
+    # A new model is added to the matchings that are there.
+    asked.clear()
+    search.evaluate(run, settings, tmp_path)
+    assert not asked
+    with_models = search.evaluate(run, grid.grid(two, run.rerank), tmp_path)
+    assert asked
+    alone = search.evaluate(run, grid.grid(two, run.rerank), tmp_path / "alone")
+    for first, second in zip(with_models, alone, strict=True):
+        np.testing.assert_array_equal(first.per_query, second.per_query)
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 cut short"])
+def test_damaged_counts_are_named(tmp_path, damage):
+    run, _ = planted()
+    settings = [RerankConfig(top_k=2, floor=0.0)]
+    search.evaluate(run, settings, tmp_path)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(damage)
+    with pytest.raises(InputError, match=rf"{file.name} is damaged .*delete it"):
+        search.evaluate(run, settings, tmp_path)
+
+
+def test_bad_input_is_said():
+    run, _ = planted()
+    without = replace(run, photos=replace(run.photos, ground_truth={}))
+    with pytest.raises(InputError, match="run: tuning needs labels"):
+        search.check_labels(without)
+    with pytest.raises(InputError, match="without --no_rerank"):
+        search.evaluate(replace(run, rerank=None, local=None), [RerankConfig()], Path("nowhere"))
+    settings = grid.grid(replace(AXES, top_k=(5, 50)), run.rerank)
+    with pytest.raises(InputError, match=r"--top_k 50: run has .*first 6 .*again with --top_k 50"):
+        search.check_depth(run, settings)
+    with pytest.raises(InputError, match="the photos of run"):
+        search.check_comparable(run, run)
+    other, _ = planted(seed=1)
+    search.check_comparable(run, other)
+    other.result["protocol"]["extraction"] = {"local_scales": [1]}
+    with pytest.raises(InputError, match="another extraction"):
+        search.check_comparable(run, other)
+    with pytest.raises(InputError, match="residual -1"):
+        grid.grid(replace(AXES, residual=(-1.0,)), run.rerank)
+
+
+def test_flags_are_the_axes():
+    asked = read_tuning("", ["logs/val/1"])
+    assert asked.axes == Axes()
+    assert asked.output == Path("logs/val/1/tuning")
+    words = (
+        "run --num_features all 50 --max-distance none 0.5 --floor measured 3 --residual default 4 "
+        "--rule mutual --model affine fundamental --fusion 0 2 --top_k 9 4 --threads 3 "
+        "--output_dir out --test_run other"
+    )
+    asked = read_tuning("", words.split())
+    expected = Axes(
+        (9, 4), (None, 50), ("mutual",), (None, 0.5), (None, 4.0), ("affine", "fundamental"),
+        (None, 3.0), (0.0, 2.0),
+    )  # fmt: skip
+    assert asked.axes == expected
+    assert (asked.threads, asked.output, asked.test_run) == (3, Path("out"), Path("other"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("run --num_features none", "'none': expected a whole number, or all"),
+        ("run --fusion measured", "'measured': expected a number"),
+        ("run --rule nearest", "--rule"),
+        ("--fusion 1", "VAL_RUN"),
+    ],
+)
+def test_bad_flags_are_named(words, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        read_tuning("", words.split())
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_report_and_picture_show_every_setting(searched):
+    run, settings, outcomes = searched
+    outcomes = search.best_first(outcomes)
+    best = tables.measured(outcomes[0], search.before(run))
+    lines = tables.best_table(outcomes, "R@1").splitlines()
+    assert lines[0].split() == ["R@1", "ms", *grid.NAMES]
+    assert lines[1].split()[0] == f"{best.outcome.figure:.1f}"
+    front = tables.front_table(outcomes, "R@1", best.before).splitlines()
+    assert "no re-ranking" in front[1]
+    told = tables.as_json(outcomes, "R@1", best, {"defaults": best})
+    assert len(told["settings"]) == told["num_settings"] == len(settings)
+    assert sum(setting["pareto"] for setting in told["settings"]) == len(front) - 2
+    assert told["test"]["defaults"]["difference"] == best.gain.difference
+    figure = panels(outcomes, best.before, "R@1")
+    titles = [axis.get_title() for axis in figure.axes if axis.get_visible()]
+    assert len(titles) == len(grid.NAMES) + 1
+    dots = [len(c.get_offsets()) for axis in figure.axes[:-1] for c in axis.collections[:1]]
+    assert set(dots) == {len(settings)}
