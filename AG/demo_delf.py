@@ -29,10 +29,8 @@ TUNING = (
     f"--data-root {DATA} --training-dataset 'retrieval-SfM-120k' --test-datasets '{TEST}' "
     "--arch 'resnet18' --pool 'gem' --loss 'contrastive' --loss-margin 0.85 --optimizer 'adam' "
     "--neg-num 3 --query-size=100 --pool-size=400 --batch-size 5 --image-size 160 --workers 1 "
-    "--no-val --test-freq 2"
+    "--lr 1e-4 --epochs 4 --no-val --test-freq 2"
 )
-RANDOM = "--not-pretrained --lr 1e-4 --epochs 4"
-GIVEN = "--lr 1e-5 --epochs 4"
 FEATURES = "--layer layer3 --feature-num 500 --scales '1/2, 2**-0.5, 1, 2**0.5, 2'"
 TREE = "--tree-height 6 --tree-branch 10 --rerank-num 50"
 
@@ -53,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     weights = flags.parse(parser, argv).get("pretrained")
     if weights is not None and not weights.is_file():
         raise InputError(f"--pretrained {weights}: no such file")
-    tuning = f"{TUNING} {RANDOM if weights is None else GIVEN}"
+    tuning = TUNING + (" --not-pretrained" if weights is None else "")
     start = "" if weights is None else f" --pretrained {shlex.quote(str(weights))}"
     root = FOLDER / ("random" if weights is None else "given")
     models, attention, features = (root / name for name in ("models", "attention", "features"))
