@@ -2,10 +2,13 @@
 
 import hashlib
 import io
+import random
+import shutil
 import tarfile
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import pytest
 
@@ -18,13 +21,18 @@ SHA256 = hashlib.sha256(DATA).hexdigest()
 
 
 class Server(ThreadingHTTPServer):
-    """Sends ``content``; breaks off after ``most`` bytes; knows ranges if ``ranges``."""
+    """Sends ``content``; breaks off after ``most`` bytes; knows ranges if ``ranges``.
 
-    content, most, ranges = DATA, 10**9, True
+    ``tags`` are headers that name this version of the content; it looks at If-Range, unless it is
+    ``careless``.
+    """
+
+    content, most, ranges, careless = DATA, 10**9, True, False
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.asked: list[str | None] = []
+        self.tags: dict[str, str] = {}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -35,7 +43,9 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(404)
             return
         start = 0
-        if server.ranges and (wanted := self.headers.get("Range")):
+        same = self.headers.get("If-Range") in (None, *server.tags.values())
+        wanted = self.headers.get("Range") if same or server.careless else None
+        if server.ranges and wanted:
             start = int(wanted.removeprefix("bytes=").removesuffix("-"))
             if start >= len(server.content):
                 self.send_response(416)
@@ -45,6 +55,8 @@ class Handler(BaseHTTPRequestHandler):
         body = server.content[start:]
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(body)))
+        for name, value in server.tags.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body[: server.most])
 
@@ -97,8 +109,48 @@ def test_a_whole_part_file_is_taken(server, url, tmp_path):
 
 def test_a_part_that_is_longer_than_the_file_is_refused(server, url, tmp_path):
     (tmp_path / "set.part").write_bytes(DATA + b"!")
-    with pytest.raises(InputError, match="416"):
+    with pytest.raises(InputError, match=r"416 .*; delete .*set\.part to fetch it anew"):
         download(url, tmp_path / "set")
+
+
+MONDAY, TUESDAY = "Mon, 01 Jan 2024 00:00:00 GMT", "Tue, 02 Jan 2024 00:00:00 GMT"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"ETag": '"1"'}, {"ETag": '"2"'}),
+        ({"Last-Modified": MONDAY}, {"Last-Modified": TUESDAY}),
+        ({"ETag": 'W/"1"', "Last-Modified": MONDAY}, {"ETag": 'W/"2"', "Last-Modified": TUESDAY}),
+    ],
+)
+def test_a_file_that_changed_meanwhile_is_fetched_anew(server, url, tmp_path, before, after):
+    server.most, server.tags = 2_000_000, before
+    for _ in range(2):  # cut off twice: the second call goes on, and keeps what the first was told
+        with pytest.raises(InputError, match="goes on"):
+            download(url, tmp_path / "set")
+    assert server.asked[1] is not None
+    assert 2_000_000 < (tmp_path / "set.part").stat().st_size <= 4_000_000
+    server.most, server.tags, server.content = 10**9, after, DATA[::-1]
+    assert download(url, tmp_path / "set").read_bytes() == DATA[::-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_halves_are_not_mixed_where_the_server_is_careless(server, url, tmp_path):
+    server.most, server.tags, server.careless = 2_000_000, {"ETag": '"1"'}, True
+    with pytest.raises(InputError, match="goes on"):
+        download(url, tmp_path / "set")
+    server.most, server.tags, server.content = 10**9, {"ETag": '"2"'}, DATA[::-1]
+    with pytest.raises(InputError, match=r"has changed; 0 bytes are in .*the same command goes on"):
+        download(url, tmp_path / "set")
+    assert download(url, tmp_path / "set").read_bytes() == DATA[::-1]
+
+
+def test_a_file_in_the_way_of_the_folder_is_named(url, tmp_path):
+    (tmp_path / "data").write_text("")
+    for folder in ("data", "data/deeper"):
+        with pytest.raises(InputError, match=f"{folder}: no folder can be made there"):
+            download(url, tmp_path / folder / "set")
 
 
 def test_a_wrong_checksum_is_said_and_nothing_deleted(server, url, tmp_path):
@@ -122,20 +174,21 @@ def test_what_cannot_be_fetched_is_said(url, tmp_path):
         download("set.zip", tmp_path / "set")
 
 
-def archive(kind: str, name: str = "set/train/a.jpg") -> bytes:
+def archive(kind: Any, name: str = "set/train/a.jpg", content: bytes = b"photo") -> bytes:
+    """An archive with one file; kind: zip, or how `tarfile` opens (w, w:gz, …)."""
     data = io.BytesIO()
     if kind == "zip":
         with zipfile.ZipFile(data, "w") as members:
-            members.writestr(name, b"photo")
+            members.writestr(name, content)
     else:
-        with tarfile.open(fileobj=data, mode="w:gz") as members:
+        with tarfile.open(fileobj=data, mode=kind) as members:
             member = tarfile.TarInfo(name)
-            member.size = 5
-            members.addfile(member, io.BytesIO(b"photo"))
+            member.size = len(content)
+            members.addfile(member, io.BytesIO(content))
     return data.getvalue()
 
 
-@pytest.mark.parametrize("kind", ["zip", "tar"])
+@pytest.mark.parametrize("kind", ["zip", "w:gz"])
 def test_an_archive_is_unpacked_by_the_command(server, url, tmp_path, kind):
     server.content = archive(kind)
     sha256 = hashlib.sha256(server.content).hexdigest()
@@ -146,13 +199,80 @@ def test_an_archive_is_unpacked_by_the_command(server, url, tmp_path, kind):
 
 def test_no_archive_and_one_that_reaches_outside(tmp_path):
     file = tmp_path / "a"
-    for content in (b"no archive", archive("zip")[:-10], archive("tar")[:40]):
+    for content in (b"no archive", archive("zip")[:-10], archive("w:gz")[:40]):
         file.write_bytes(content)
-        with pytest.raises(InputError, match="no archive"):
+        with pytest.raises(InputError, match=r"no archive .*; if it is damaged, delete it"):
             unpack(file, tmp_path)
-    file.write_bytes(archive("tar", "../outside"))
+    file.write_bytes(archive("w:gz", "../outside"))
     with pytest.raises(InputError, match="outside"):
         unpack(file, tmp_path / "in")
     file.write_bytes(archive("zip", "../outside"))
     unpack(file, tmp_path / "in")  # zipfile leaves the ".." out
     assert not (tmp_path / "outside").exists()
+
+
+def tree(folder) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("kind", ["w:gz", "w:bz2", "w:xz", "zip"])
+def test_a_damaged_archive_leaves_nothing_behind(tmp_path, kind):
+    # Noise, which a flipped bit changes to other noise: only checksums tell.
+    noise = random.Random(0).randbytes(3000)
+    whole, file, folder = archive(kind, content=noise), tmp_path / "a", tmp_path / "in"
+    draw = random.Random(1)
+    for position in [len(whole) // 2, len(whole) // 3, *draw.sample(range(len(whole)), 60)]:
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << draw.randrange(8)
+        file.write_bytes(damaged)
+        try:
+            unpack(file, folder)
+        except InputError:
+            assert list(folder.iterdir()) == []
+        else:  # a date, or another name
+            assert list(tree(folder).values()) == [noise]
+            shutil.rmtree(folder)
+    file.write_bytes(whole[:-7])
+    with pytest.raises(InputError):
+        unpack(file, folder)
+
+
+def test_a_damaged_header_is_not_the_end_of_a_tar(tmp_path):
+    data, file = io.BytesIO(), tmp_path / "a.tar"
+    with tarfile.open(fileobj=data, mode="w") as members:
+        for name in ("a", "b"):
+            members.addfile(tarfile.TarInfo(name))
+    damaged = bytearray(data.getvalue())
+    damaged[tarfile.BLOCKSIZE] ^= 1
+    file.write_bytes(damaged)
+    with pytest.raises(InputError, match="damaged header at byte 512"):
+        unpack(file, tmp_path / "in")
+
+
+@pytest.mark.parametrize(
+    ("local", "central", "value", "message"),
+    [(6, 8, 1, "encrypted"), (8, 10, 97, "compression method")],
+)
+def test_a_zip_that_cannot_be_read_is_refused(tmp_path, local, central, value, message):
+    data, file = bytearray(archive("zip")), tmp_path / "a.zip"
+    data[local] = data[data.index(b"PK\x01\x02") + central] = value
+    file.write_bytes(data)
+    with pytest.raises(InputError, match=rf"a\.zip: no archive .*{message}"):
+        unpack(file, tmp_path / "in")
+
+
+@pytest.mark.parametrize("kind", ["zip", "w"])
+def test_what_is_there_stays_but_for_files_of_the_same_name(tmp_path, kind):
+    file, folder = tmp_path / "a", tmp_path / "in"
+    file.write_bytes(archive(kind))
+    (folder / "set/train").mkdir(parents=True)
+    (folder / "set/train/a.jpg").write_bytes(b"old")
+    (folder / "set/train/b.jpg").write_bytes(b"other")
+    (folder / ".a.unpacking").mkdir()  # of a call that was killed
+    (folder / ".a.unpacking/half").write_bytes(b"ph")
+    unpack(file, folder)
+    assert tree(folder) == {"set/train/a.jpg": b"photo", "set/train/b.jpg": b"other"}
+    file.write_bytes(archive(kind, "set/train"))
+    with pytest.raises(InputError, match="set/train"):
+        unpack(file, folder)

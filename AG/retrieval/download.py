@@ -3,14 +3,16 @@
 import hashlib
 import http.client
 import os
+import shutil
 import tarfile
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from retrieval.errors import InputError
+from retrieval.files import ARCHIVE_ERRORS, one_line
 
 _BLOCK = 1 << 20
 _TIMEOUT = 60  # seconds without a byte
@@ -25,23 +27,31 @@ def download(
     """Fetch ``url`` into the file ``path``, unless it is there; returns ``path``.
 
     What has come so far lies in PATH.part, and the next call goes on from there where the server
-    can send a part. progress is called with the bytes that are there and the bytes of the whole
-    (None where the server does not say). Raises InputError where nothing can be fetched, the
-    connection breaks, or the file's SHA-256 is not ``sha256``.
+    can send a part and its file is still the same (PATH.part.tag keeps what the server calls it).
+    progress is called with the bytes that are there and the bytes of the whole (None where the
+    server does not say). Raises InputError where nothing can be fetched, the connection breaks, or
+    the file's SHA-256 is not ``sha256``.
     """
     if not path.exists():
         part = path.with_name(f"{path.name}.part")
-        part.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            part.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{part.parent}: no folder can be made there ({error})") from error
         try:
             _fetch(url, part, progress)
         except urllib.error.HTTPError as error:
-            raise InputError(f"{url}: the server says {error.code} {error.reason}") from error
+            remedy = f"; delete {part} to fetch it anew" if error.code == 416 else ""
+            raise InputError(
+                f"{url}: the server says {error.code} {error.reason}{remedy}"
+            ) from error
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise InputError(
                 f"{url}: {error}; {_size(part)} bytes are in {part}, and the same command goes on"
             ) from error
         _verify(part, sha256)
         os.replace(part, path)
+        _tag_file(part).unlink(missing_ok=True)
     else:
         _verify(path, sha256)
     return path
@@ -49,16 +59,24 @@ def download(
 
 def _fetch(url: str, part: Path, progress: Callable[[int, int | None], object] | None) -> None:
     request = urllib.request.Request(url)
-    there = _size(part)
+    there, tag = _size(part), _read_tag(part)
     if there:
         request.add_header("Range", f"bytes={there}-")
+        if tag:
+            request.add_header("If-Range", tag)  # the whole file, if it has changed
     try:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code == 416 and error.headers.get("Content-Range") == f"bytes */{there}":
             return  # nothing is left to send
         raise
-    with response, open(part, "ab" if response.status == 206 else "wb") as file:
+    goes_on = response.status == 206
+    with response, open(part, "ab" if goes_on else "wb") as file:
+        if goes_on and tag and _tag_of(response.headers) not in ("", tag):
+            file.truncate(0)
+            raise ConnectionError("the file there has changed")
+        if not goes_on:
+            _tag_file(part).write_text(_tag_of(response.headers), encoding="utf-8")
         there = file.tell()
         length = response.headers.get("Content-Length")
         total = None if length is None else there + int(length)
@@ -69,6 +87,21 @@ def _fetch(url: str, part: Path, progress: Callable[[int, int | None], object] |
                 progress(there, total)
     if total is not None and there != total:
         raise ConnectionError(f"the connection broke after {there} of {total} bytes")
+
+
+def _tag_of(headers: Mapping[str, str]) -> str:
+    """What tells this version of a file from others in If-Range, which takes no weak ETag."""
+    etag = headers.get("ETag", "")
+    return headers.get("Last-Modified", "") if etag.startswith("W/") or not etag else etag
+
+
+def _tag_file(part: Path) -> Path:
+    return part.with_name(f"{part.name}.tag")
+
+
+def _read_tag(part: Path) -> str:
+    file = _tag_file(part)
+    return file.read_text(encoding="utf-8") if file.exists() else ""
 
 
 def _size(path: Path) -> int:
@@ -89,14 +122,46 @@ def _verify(path: Path, sha256: str | None) -> None:
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack a .zip or .tar(.gz, …) below ``folder``; members that would lie outside are refused.
 
-    Raises InputError for a file that is no archive, or a damaged one.
+    What is unpacked takes its place when the whole archive has been read and its checksums hold;
+    files that are there already are replaced. Raises InputError for a file that is no archive, a
+    damaged or an encrypted one.
     """
+    unfinished = folder / f".{archive.name}.unpacking"
     try:
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a call that was killed
+        unfinished.mkdir(parents=True)
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as members:
-                members.extractall(folder)
+                members.extractall(unfinished)
         else:
-            with tarfile.open(archive) as members:
-                members.extractall(folder, filter="data")
-    except (OSError, tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
-        raise InputError(f"{archive}: no archive that can be unpacked ({error})") from error
+            _extract_tar(archive, unfinished)
+        _move(unfinished, folder)
+    except (*ARCHIVE_ERRORS, tarfile.TarError) as error:
+        raise InputError(
+            f"{archive}: no archive that can be unpacked ({one_line(error)}); if it is damaged, "
+            "delete it to fetch it again"
+        ) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _extract_tar(archive: Path, folder: Path) -> None:
+    with tarfile.open(archive) as members:
+        members.extractall(folder, filter="data")
+        file = members.fileobj
+        assert file is not None
+        # tarfile takes a damaged header for the end of the archive, which is a block of zeros.
+        file.seek(members.offset)
+        if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+            raise tarfile.ReadError(f"a damaged header at byte {members.offset}")
+        while file.read(_BLOCK):  # to the end, where gzip compares its checksum
+            pass
+
+
+def _move(source: Path, target: Path) -> None:
+    """Rename; a folder that is there already takes in the entries of the other."""
+    if source.is_dir() and not source.is_symlink() and target.is_dir():
+        for entry in list(source.iterdir()):
+            _move(entry, target / entry.name)
+    else:
+        os.replace(source, target)

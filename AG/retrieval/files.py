@@ -1,10 +1,26 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all; archives that are read whole or refused."""
 
 import contextlib
+import io
+import lzma
 import os
-from collections.abc import Iterator
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
+
+import numpy as np
+
+from retrieval.errors import InputError
+
+# What the libraries raise for an archive that is missing, cut short, changed, encrypted, or packed
+# in a way that they do not know.
+ARCHIVE_ERRORS = (
+    OSError, EOFError, ValueError, LookupError, RuntimeError, MemoryError, struct.error,
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+)  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -27,6 +43,37 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: str | Path, data: bytes | str) -> None:
-    """Write bytes, or text as UTF-8, by way of `atomic_file`."""
+    """Write bytes, or text as UTF-8, by way of `atomic_file`.
+
+    File names in the text that are not UTF-8 are written as the bytes that they are.
+    """
     with atomic_file(path) as file:
-        file.write(data.encode() if isinstance(data, str) else data)
+        file.write(data.encode(errors="surrogateescape") if isinstance(data, str) else data)
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, in one line; its name where it says nothing."""
+    return " ".join(str(error).split()) or repr(error)
+
+
+def read_npz(path: Path, names: Sequence[str], remedy: str) -> dict[str, np.ndarray]:
+    """All arrays of an .npz file, by their names; ``names`` must be among them.
+
+    Raises InputError, which ends with ``remedy``, for a file that is missing, lacks a name, or of
+    which a byte has changed: unlike numpy's reader, this one reads every array's file to its end,
+    where its checksum is compared.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            arrays = {
+                name.removesuffix(".npy"): np.load(
+                    io.BytesIO(archive.read(name)), allow_pickle=False
+                )
+                for name in archive.namelist()
+            }
+    except ARCHIVE_ERRORS as error:
+        raise InputError(f"{path} cannot be read ({one_line(error)}): {remedy}") from error
+    missing = [name for name in names if name not in arrays]
+    if missing:
+        raise InputError(f"{path} cannot be read (it has no {', '.join(missing)}): {remedy}")
+    return arrays

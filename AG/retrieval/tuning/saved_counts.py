@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from retrieval.errors import InputError
-from retrieval.files import write_atomically
+from retrieval.files import read_npz, write_atomically
 from retrieval.inlier_counts import (
     STAGES,
     Counts,
@@ -94,13 +93,12 @@ def _hash(geometry: Geometry) -> str:
 
 
 def _read(file: Path, num_pairs: int) -> _Found:
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            hashes, counts, seconds = (arrays[name] for name in ("hashes", "counts", "seconds"))
-    except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{file} is damaged ({error}); delete it: it is counted again") from error
-    if counts.shape != (len(hashes), num_pairs) or seconds.shape != (len(hashes), len(STAGES)):
-        raise InputError(f"{file} is damaged (wrong shapes); delete it: it is counted again")
+    names, remedy = ("hashes", "counts", "seconds"), "delete it, and it is counted again"
+    arrays = read_npz(file, names, remedy)
+    hashes, counts, seconds = (arrays[name] for name in names)
+    size = len(hashes)
+    if counts.shape != (size, num_pairs) or seconds.shape != (size, len(STAGES)):
+        raise InputError(f"{file} cannot be read (wrong shapes): {remedy}")
     return dict(zip(hashes.tolist(), zip(counts, seconds, strict=True), strict=True))
 
 
