@@ -78,8 +78,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, weights = load_network(asked)
     log.info("%d queries, %d database images", len(photos.queries), len(photos.database))
     if asked.rerank_config is not None:
-        how = "no re-ranking" if asked.rerank is None else "re-ranking"
-        log.info("%s as %s says, and the flags", how, asked.rerank_config)
+        how = "no re-ranking as %s says" if asked.rerank is None else "re-ranking as %s says"
+        log.info(how, asked.rerank_config)
     run = training.new_folder(asked.root)
     clock = evaluation.Clock()
     skipped: list[str] | None = [] if asked.skip_bad_images else None

@@ -70,7 +70,7 @@ def of_photos(asked: ShowOptions, model: Delg | None) -> Figure:
     query, database = (
         Photo(path, pictures.features_of(model, path, asked.extract)) for path in paths
     )
-    return pictures.matches(query, database, asked.rerank.match, asked.rerank.verify)
+    return pictures.matches(query, database, asked.rerank.geometry)
 
 
 def of_run(asked: ShowOptions, folder: Path, model: Delg | None) -> Figure:
@@ -88,7 +88,8 @@ def of_run(asked: ShowOptions, folder: Path, model: Delg | None) -> Figure:
     query, *other = asked.numbers()
     one_query.check_index("--query", query, len(run.photos.queries))
     if asked.picture == "attention" and model is not None:
-        return pictures.attention(model, run.photos.queries[query], asked.extract, asked.count)
+        path, box = run.photos.queries[query], run.photos.box(query)
+        return pictures.attention(model, path, run.extraction(), asked.count, box)
     config, local = run.with_local()
     if asked.picture == "attention":
         photo = Photo(run.photos.queries[query], local.queries(query))
@@ -108,7 +109,7 @@ def of_run(asked: ShowOptions, folder: Path, model: Delg | None) -> Figure:
     return pictures.matches(
         Photo(run.photos.queries[query], local.queries(query)),
         Photo(run.photos.database[database], features),
-        *(config.match, config.verify),
+        config.geometry,
     )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retrieval import metrics, plots
+from retrieval import metrics, plots, thumbnails
 from retrieval.evaluation import LocalSource, score
 from retrieval.evaluation_sets import EvaluationSet
 from retrieval.features import LocalFeatures
@@ -124,7 +124,7 @@ def test_wrong_ones_come_first_and_what_is_left_out_is_said(four):
 
 def test_a_fifth_of_the_gallery_is_kept_for_right_ones():
     ranks = np.array([2.0] * 20 + [1.0] * 20)
-    found = gallery.Outcomes(np.roll(ranks, 5), ranks)
+    found = gallery.Outcomes(np.roll(ranks, 5), ranks, np.ones(40, bool))
     chosen = gallery.choose(found, 40, 10)
     assert chosen.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 20, 21]  # 0 to 4 were hurt, 20 to 24 helped
     assert sorted(gallery.choose(found, 40, 100)) == list(range(40))
@@ -239,7 +239,10 @@ def test_junk_is_neutral_and_is_not_counted(photo, tmp_path):
     assert [tile.mark for tile in first.tiles] == ["junk", "right", "right"]
     assert first.outcome == "right"
     assert first.notes == ["first positive: rank 1"]
-    assert second.outcome == "wrong"
+    assert second.outcome == "none"  # without positives it is in no figure of a revisited set
+    counted = outcomes(content)
+    assert counted.wrong.tolist() == [False, False]
+    assert gallery.choose(counted, 2, 2).tolist() == [0, 1]
     assert second.notes == ["no positives in the database: counts as nothing in the figures"]
     page = page_of(content)
     assert "junk" in page.text
@@ -297,7 +300,7 @@ def test_only_the_strongest_features_are_matched_where_reranking_did_so(four):
 
 def test_points_are_scaled_about_pixel_corners():
     panel = np.zeros((240, 320, 3), np.uint8)  # five times 64×48
-    points = pictures.to_panel(np.array([[-0.5, -0.5], [63.5, 47.5], [0, 0]]), (64, 48), panel)
+    points = thumbnails.scaled(np.array([[-0.5, -0.5], [63.5, 47.5], [0, 0]]), (64, 48), panel)
     assert points.tolist() == [[-0.5, -0.5], [319.5, 239.5], [2, 2]]
 
 

@@ -1,5 +1,6 @@
 """Pictures show what they say, at the right pixels."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.figure import Figure
 from PIL import Image
 
-from retrieval import images, one_query, pictures, plots
+from retrieval import images, one_query, pictures, plots, thumbnails
 from retrieval.delg import Delg, DelgConfig
 from retrieval.errors import InputError
 from retrieval.evaluation import LocalSource, Ranked
@@ -18,6 +19,7 @@ from retrieval.evaluation_sets import EvaluationSet
 from retrieval.extraction import ExtractConfig
 from retrieval.features import LocalFeatures
 from retrieval.geometry import VerifyConfig
+from retrieval.inlier_counts import Geometry
 from retrieval.matching import MatchConfig
 from retrieval.metrics import Positives
 from retrieval.pictures import Photo
@@ -121,7 +123,7 @@ def test_matches_are_drawn_at_their_keypoints(photo):
     figure = pictures.matches(
         Photo(photo("q.png", (200, 150)), query),
         Photo(photo("d.png", (260, 200)), database),
-        *(MatchConfig(), VerifyConfig(residual=4)),
+        Geometry(None, MatchConfig(), VerifyConfig(residual=4)),
     )
     (axis,) = figure.axes
     assert axis.get_title() == "24 inliers of 30 matches (affine, within 4 px)"
@@ -136,12 +138,18 @@ def test_matches_are_drawn_at_their_keypoints(photo):
     np.testing.assert_array_equal(canvas[:, shift:], images.read_image(photo("d.png", (260, 200))))
 
 
+def test_only_the_strongest_features_are_matched_if_that_is_how_it_was_ranked(photo):
+    query = stored(np.random.default_rng(2).uniform(0, 150, (30, 2)), (200, 150))
+    photos = [Photo(photo(f"{name}.png", (200, 150)), query) for name in "qd"]
+    figure = pictures.matches(*photos, Geometry(12, MatchConfig(), VerifyConfig()))
+    assert figure.axes[0].get_title().startswith("12 inliers of 12 matches")
+
+
 def test_nothing_to_match_is_drawn_and_said(photo, tmp_path):
     nothing = stored([], (64, 48))
     paths = photo("a.png"), photo("b.png")
-    figure = pictures.matches(
-        *(Photo(path, nothing) for path in paths), MatchConfig(), VerifyConfig()
-    )
+    geometry = Geometry(None, MatchConfig(), VerifyConfig())
+    figure = pictures.matches(*(Photo(path, nothing) for path in paths), geometry)
     assert figure.axes[0].get_title() == "no matches"
     plots.save(figure, tmp_path / "matches.png")
     plots.save(pictures.stored_attention(Photo(paths[0], nothing)), tmp_path / "attention.png")
@@ -212,3 +220,49 @@ def test_of_the_positives_the_one_that_looks_alike_is_shown(photo):
     assert [axis.get_title() for axis in below] == ["positive", "positive", "no positives"]
     for axis, row in zip(below, (1, 2), strict=False):
         np.testing.assert_array_equal(axis.images[0].get_array(), images.read_image(database[row]))
+
+
+def test_junk_is_neither_right_nor_wrong_and_has_no_rank(city):
+    photos, ranked, local = city
+    truth = {"M": Positives([np.array([3])] * 3, [np.array([0, 5])] * 3)}
+    photos = replace(photos, ground_truth=truth)
+    strict = RerankConfig(floor=8, verify=VerifyConfig(residual=2), threads=1)
+    found = one_query.rerank_query(photos, ranked, local, 0, strict)
+    assert found.positive_ranks.tolist() == [[3, 1]]
+    titles = [axis.get_title() for axis in pictures.reranking(photos, 0, found).axes]
+    assert titles[:5] == ["before", "junk 1 → 2", "✗ 2 → 3", "✗ 3 → 4", "✓ 4 → 1"]
+
+
+def test_without_labels_that_is_said(city):
+    photos, ranked, local = city
+    photos = replace(photos, ground_truth={})
+    found = one_query.rerank_query(photos, ranked, local, 0, RerankConfig(floor=0, threads=1))
+    assert found.in_words() == "no labels"
+    assert pictures.reranking(photos, 0, found).axes[-1].get_title() == "no labels"
+    assert pictures.positives(photos, [0]).axes[1].get_title() == "no labels"
+
+
+def test_thumbnails_show_the_box_of_a_query_and_stand_in_for_what_cannot_be_read(photo):
+    path = photo("a.png", (400, 200))
+    plain, boxed = thumbnails.thumbnail(path), thumbnails.thumbnail(path, (100, 50, 300, 150))
+    changed = np.argwhere((plain != boxed).any(axis=2))
+    low, high = changed.min(axis=0), changed.max(axis=0)  # rows, columns
+    np.testing.assert_allclose([*low, *high], [32, 64, 96, 192], atol=3)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(images.ImageError):
+        thumbnails.thumbnail(path)
+    note = thumbnails.thumbnail_or_note(path)
+    assert note.shape == (256, 256, 3)
+    assert note.min() < 100 < note.max()
+
+
+def test_a_network_sees_the_box_alone(model, photo):
+    path = photo("a.png", (320, 240))
+    figure = pictures.attention(model, path, EXTRACT, 500, box=(64, 80, 256, 200))
+    x, y = figure.axes[1].collections[0].get_offsets().T
+    assert (x >= 63.5).all()
+    assert (x <= 256).all()
+    assert (y >= 79.5).all()
+    assert (y <= 200).all()
+    left, _, _, top = figure.axes[1].images[1].get_extent()
+    assert (left, top) == (64 - 8, 80 - 8)

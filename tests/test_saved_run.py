@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -59,6 +61,60 @@ def test_a_run_without_local_features(places):
     assert opened.rerank is None
     with pytest.raises(InputError, match="without --no_rerank"):
         opened.with_local()
+
+
+def test_two_relative_folders_of_different_parents(places):
+    shutil.copytree("set/database", "db")
+    words = f"--database_folder db --queries_folder set/queries {NETWORK} --top_k 4"
+    eval_script.main([*words.split(), "--num_workers", "0", "--precision", "fp32"])
+    opened = saved_run.open_run(max((options.LOGS / "default").iterdir()))
+    _, local = opened.with_local()
+    assert len(local.queries(2)) == len(local.database(0)) == 36
+
+
+def test_features_that_are_gone(places):
+    run = evaluate(places)
+    for shard in Path(json.loads((run / "result.json").read_text())["feature_store"]).glob("s*"):
+        shard.unlink()
+    with pytest.raises(InputError, match=r"are gone \(12 of 12 images\): run eval.py again"):
+        saved_run.open_run(run)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"protocol": {}},
+        {"protocol": []},
+        {"set": {}},
+        {"set": None},
+        {"feature_store": 3},
+        {"protocol": {"weights_sha256": "", "rerank": {"unknown": 1}}},
+    ],
+)
+def test_a_result_of_another_form(places, change):
+    run = evaluate(places, "--no_rerank")
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps({**result, **change}))
+    with pytest.raises(InputError, match=r"result\.json: not of eval\.py, or of an older one"):
+        saved_run.open_run(run)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"global": np.full((3, 4), 99), "similarity": np.zeros((3, 4))},
+        {"global": np.full((3, 4), -2), "similarity": np.zeros((3, 4))},
+        {"global": np.zeros((3, 4)), "similarity": np.zeros((3, 4))},
+        {"global": np.zeros((2, 4), int), "similarity": np.zeros((2, 4))},
+        {"global": np.zeros((3, 4), int), "similarity": np.zeros((3, 5))},
+        {"global": np.zeros((3, 4), int)},
+    ],
+)
+def test_rankings_of_something_else(places, arrays):
+    run = evaluate(places, "--no_rerank")
+    np.savez(run / "rankings.npz", **arrays)
+    with pytest.raises(InputError, match=r"rankings\.npz"):
+        saved_run.open_run(run)
 
 
 def test_two_folders_without_labels(places):

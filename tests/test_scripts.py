@@ -179,7 +179,7 @@ def test_evaluation_prints_and_writes_its_figures(evaluated):
     assert {path.name for path in (folder / "preds").iterdir()} == {"0000.jpg", "0001.jpg"}
     assert (folder / "queries_descriptors.npy").is_file()
     assert (folder / "database_descriptors.npy").is_file()
-    assert f"report: {folder.relative_to(folder.parents[2])}/report.html" in output
+    assert f"browser: {folder.relative_to(folder.parents[2])}/report.html" in output
     assert "8 of 8 queries shown" in (folder / "report.html").read_text()
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 import eval as eval_script
 import show
 from retrieval import curves, images, options
+from retrieval.errors import InputError
 from retrieval.metrics import Positives
 
 NETWORK = "--backbone resnet18 --fc_output_dim 16 --attention norm --pretrained none"
@@ -27,6 +28,8 @@ def workplace(tmp_path_factory):
         scene.save(folder / f"set/database/@{100 * place}@0@.png")
         scene.save(folder / f"set/queries/@{100 * place + (50 if place == 2 else 5)}@0@.png")
     Image.new("RGB", (128, 96)).save(folder / "set/database/@900@0@.png")
+    (folder / "set.png").mkdir()
+    (folder / "set" / "a.png").touch()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         eval_script.main(f"--test_set_folder set {FLAGS} --top_k 1 --floor 0".split())
@@ -65,7 +68,7 @@ def test_pictures_by_a_network(run):
     show.main(
         f"matches {FLAGS} --query {database[0]} --database {database[1]} --output m.jpg".split()
     )
-    show.main(f"attention {FLAGS} --run {run} --query 0 --output r.jpg".split())
+    show.main(f"attention {NETWORK} --run {run} --query 0 --output r.jpg".split())
     assert all(min(images.image_size(name)) > 200 for name in ("a.jpg", "m.jpg", "r.jpg"))
 
 
@@ -81,6 +84,13 @@ def test_losses_of_a_training(tmp_path):
     np.testing.assert_allclose(mean, [9, 8.5, 8, 7, 6, 5, 4, 3])
     show.main(f"losses --run {tmp_path} --output losses.png".split())
     assert images.image_size("losses.png")[0] > 300
+
+
+@pytest.mark.parametrize("header", ["step,total", "epoch,total", "epoch,step"])
+def test_losses_without_a_column_that_is_needed_are_refused(tmp_path, header):
+    (tmp_path / "losses.csv").write_text(f"{header}\n" + ",".join("1" for _ in header.split(",")))
+    with pytest.raises(InputError, match=rf"losses.csv: no losses .*columns are {header[:4]}"):
+        curves.read_losses(tmp_path)
 
 
 def test_recalls_are_those_of_the_metric():
@@ -100,6 +110,11 @@ def test_recalls_are_those_of_the_metric():
         ("attention --run RUN --query a.png", "named by their numbers"),
         ("attention --run RUN", "attention needs --query"),
         ("rerank --query 0", "give --run RUN"),
+        ("matches --run RUN --query 0 --residual 2", "--residual and --run exclude each other"),
+        ("attention --run RUN --query 0 --longest_side 64", "--longest_side and --run exclude"),
+        ("rerank --run RUN --query 0 --output picture.gif", "expected a file name with .png"),
+        ("rerank --run RUN --query 0 --output set.png", "set.png is a folder"),
+        ("rerank --run RUN --query 0 --output set/a.png/b.png", "set/a.png"),
         ("losses --run RUN", "losses.csv: no losses to draw"),
         ("positives --run RUN --count 0", "--count 0"),
         ("rerank --run logs --query 0", "no run folder of eval.py"),

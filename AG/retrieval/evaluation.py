@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from retrieval import checkpoint, extraction, images, metrics, rerank, search
+from retrieval.errors import InputError
 from retrieval.evaluation_sets import EvaluationSet
 from retrieval.extraction import ExtractConfig
 from retrieval.features import FeatureStore, LocalFeatures
@@ -28,6 +29,16 @@ log = logging.getLogger(__name__)
 
 progress_bar = functools.partial(tqdm, disable=None)
 header_bar = functools.partial(progress_bar, desc="reading headers")
+
+
+@contextmanager
+def progress_to(total: int, **how: Any) -> Iterator[Callable[[int], object]]:
+    """A progress bar that is told what was done, and stays at ``total`` where that is more.
+
+    Re-ranking, for one, goes on to random pairs whose number nobody knows before.
+    """
+    with progress_bar(total=total, **how) as bar:
+        yield lambda done: bar.update(min(done, total - bar.n))
 
 
 @dataclass
@@ -90,6 +101,8 @@ def _knn_of_sound(
 ) -> tuple[np.ndarray, np.ndarray]:
     """`search.knn` without the images that were skipped, whose descriptors are zero."""
     rows = np.flatnonzero(database.any(axis=1))
+    if len(rows) == 0:
+        raise InputError(f"none of the {len(database)} database images could be decoded")
     asked = queries.any(axis=1)
     found, near = search.knn(queries[asked], database[rows], k)
     ranking = np.full((len(queries), found.shape[1]), -1, np.int64)
@@ -236,7 +249,7 @@ def rerank_locally(
     pairs = len(asked) * min(config.top_k, ranked.ranking.shape[1])
     with (
         (clock or Clock()).stage("re-ranking"),
-        progress_bar(desc="re-ranking", total=pairs, unit="pairs") as bar,
+        progress_to(pairs, desc="re-ranking", unit="pairs") as progress,
     ):
         found = rerank.rerank(
             ranked.ranking[asked],
@@ -244,8 +257,7 @@ def rerank_locally(
             lambda row: local.queries(int(asked[row])),
             local.database,
             config,
-            # The random pairs of the floor, which the total does not know, come last.
-            progress=lambda done: bar.update(min(done, pairs - bar.n)),
+            progress=progress,
         )
     ranking, similarity = ranked.ranking.copy(), ranked.similarity.copy()
     ranking[asked], similarity[asked] = found.ranking, found.similarity

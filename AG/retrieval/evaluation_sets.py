@@ -54,13 +54,20 @@ class EvaluationSet:
         return [f"database/{self._relative(path)}" for path in self.database]
 
     def _relative(self, path: Path) -> str:
-        return str(path.relative_to(self.folder) if path.is_relative_to(self.folder) else path)
+        # Both absolute, so that a name does not hang on how the folder was written.
+        path, folder = path.absolute(), self.folder.absolute()
+        return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
+
+    def box(self, query: int) -> Box | None:
+        """The box of a query, or None."""
+        return None if self.query_boxes is None else self.query_boxes[query]
 
     def fingerprint(self) -> str:
         """A hash of names, file sizes, boxes and ground truth: equal sets give equal results."""
         digest = hashlib.sha256()
         for path in [*self.queries, *self.database]:
-            digest.update(f"{path.name}:{path.stat().st_size};".encode())
+            told = f"{path.name}:{path.stat().st_size};"
+            digest.update(told.encode(errors="surrogateescape"))  # names need not be UTF-8
         digest.update(repr([tuple(map(float, box)) for box in self.query_boxes or ()]).encode())
         for name, positives in sorted(self.ground_truth.items()):
             for rows in [*positives.positives, *positives.junk]:

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from retrieval.features import LocalFeatures
-from retrieval.geometry import VerifyConfig, verify_matches
-from retrieval.matching import MatchConfig, as_single, match_distances, match_many
+from retrieval.geometry import Verification, VerifyConfig, verify_matches
+from retrieval.matching import MatchConfig, as_single, match, match_distances, match_many
 from retrieval.ransac import load_backend
 
 STAGES = ("loading", "matching", "verification")
@@ -61,6 +61,24 @@ class Counts:
 
     num_inliers: np.ndarray
     seconds: np.ndarray
+
+
+class Pair(NamedTuple):
+    """Two photos matched: the features that took part, matches (M, 2), and what verifies them."""
+
+    query: LocalFeatures
+    database: LocalFeatures
+    matches: np.ndarray
+    verification: Verification
+
+
+def match_pair(query: LocalFeatures, database: LocalFeatures, geometry: Geometry) -> Pair:
+    """Match and verify two photos as `count_inliers` does, to look at them."""
+    ours, theirs = (each.strongest(geometry.num_features) for each in (query, database))
+    matches = np.empty((0, 2), np.int64)
+    if len(ours) and len(theirs):
+        matches = match(ours.descriptors, theirs.descriptors, geometry.match)
+    return Pair(ours, theirs, matches, verify_matches(ours, theirs, matches, geometry.verify))
 
 
 def by_matching(geometries: Sequence[Geometry]) -> dict[Matching, list[int]]:
@@ -122,12 +140,12 @@ def _count_of_query(
     """The counts of one query with each candidate; loading is left at 0 s."""
     counts = np.zeros((len(geometries), len(candidates)), np.int64)
     seconds = np.zeros((len(geometries), len(STAGES)))
-    for (num_features, match), members in by_matching(geometries).items():
+    for (num_features, how), members in by_matching(geometries).items():
         start = time.thread_time()
         ours = query.strongest(num_features)
         theirs = [candidate.strongest(num_features) for candidate in candidates]
         descriptors = [candidate.descriptors for candidate in theirs]
-        matches = match_many(ours.descriptors, descriptors, match)
+        matches = match_many(ours.descriptors, descriptors, how)
         matched = time.thread_time()
         limited = any(geometries[member].match.max_distance is not None for member in members)
         distances = []

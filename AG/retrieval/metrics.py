@@ -8,8 +8,11 @@ with k > K, AP and precision at k > K are lower bounds of the full ranking's.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+
+Mark = Literal["right", "wrong", "junk"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,12 @@ class Positives:
         """The number of queries."""
         return len(self.positives)
 
+    def mark(self, query: int, row: int) -> Mark:
+        """What a row of the database is to a query."""
+        if row in self.junk[query]:
+            return "junk"
+        return "right" if row in self.positives[query] else "wrong"
+
 
 def positive_ranks(ranking: np.ndarray, positives: Positives) -> list[np.ndarray]:
     """For each query the ranks of the positives found, counted from 0 with junk taken out.
@@ -63,6 +72,12 @@ def positive_ranks(ranking: np.ndarray, positives: Positives) -> list[np.ndarray
             found = found - np.searchsorted(np.flatnonzero(np.isin(row, junk)), found)
         ranks.append(found)
     return ranks
+
+
+def rank_of(ranking: np.ndarray, row: int) -> int | None:
+    """The rank, from 1, of a database row in one query's ranking (K,); None if it is not there."""
+    found = np.flatnonzero(ranking == row)
+    return int(found[0]) + 1 if len(found) else None
 
 
 def first_hit_rank(ranking: np.ndarray, positives: Positives) -> np.ndarray:

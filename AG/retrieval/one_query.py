@@ -20,9 +20,10 @@ class QueryReranking:
     before, after:  (K,) database rows, best first.
     num_inliers:    (k,) of the first k of ``before``.
     positives:      (P,) database rows.
-    positive_ranks: (P, 2) int64, the rank of each positive before and after, from 1; K + 1 where it
-                    is not among the first K.
-    recalls:        recall@N before and after, in percent: 100 with a positive among the first N.
+    positive_ranks: (P, 2) int64, the rank of each positive before and after, from 1, junk not
+                    counted; K + 1 where it is not among the first K.
+    recalls:        recall@N before and after, in percent: 100 with a positive among the first N;
+                    empty without labels.
     """
 
     before: np.ndarray
@@ -31,14 +32,6 @@ class QueryReranking:
     positives: np.ndarray
     positive_ranks: np.ndarray
     recalls: dict[int, tuple[float, float]]
-
-    def rank_before(self, row: int) -> int:
-        """The old rank of a database row, from 1."""
-        return _rank(self.before, row)
-
-    def rank_after(self, row: int) -> int:
-        """The new rank of a database row, from 1."""
-        return _rank(self.after, row)
 
     def moves(self) -> list[str]:
         """``positive 17: 7 → 1`` for each positive, in the order of their new ranks."""
@@ -51,7 +44,7 @@ class QueryReranking:
     def in_words(self) -> str:
         """``first positive 7 → 1; R@1 0 → 100, …``"""
         if len(self.positives) == 0:
-            return "no positives"
+            return "no positives" if self.recalls else "no labels"
         recalls = [f"R@{n} {old:.0f} → {new:.0f}" for n, (old, new) in self.recalls.items()]
         return f"first positive {self._move(self.positive_ranks.min(axis=0))}; {', '.join(recalls)}"
 
@@ -74,7 +67,7 @@ def rerank_query(
     """
     check_index("query", query, len(photos.queries))
     row = slice(query, query + 1)
-    if ranked.ranking[query, 0] < 0:
+    if (ranked.ranking[query] < 0).all():
         raise InputError(f"query {query} ({photos.queries[query]}) could not be read: no ranking")
     found = rerank.rerank(
         *(ranked.ranking[row], ranked.similarity[row]),
@@ -84,10 +77,15 @@ def rerank_query(
     truth = photos.truth
     positives = np.empty(0, np.int64) if truth is None else truth.positives[query]
     before, after = ranked.ranking[query], found.ranking[0]
-    ranks = [[_rank(ranking, right) for ranking in (before, after)] for right in positives.tolist()]
+    ranks: list[list[int]] = []
     recalls: dict[int, tuple[float, float]] = {}
     if truth is not None:
-        alone = Positives([positives], [truth.junk[query]])
+        junk = truth.junk[query]
+        ranks = [
+            [_rank_without(ranking, junk, right) for ranking in (before, after)]
+            for right in positives.tolist()
+        ]
+        alone = Positives([positives], [junk])
         old, new = (
             metrics.recall_at_k(ranking[None], alone, recall_values) for ranking in (before, after)
         )
@@ -102,6 +100,6 @@ def check_index(what: str, index: int, count: int) -> None:
         raise InputError(f"{what} {index}: expected a number from 0 to {count - 1}")
 
 
-def _rank(ranking: np.ndarray, row: int) -> int:
-    found = np.flatnonzero(ranking == row)
-    return int(found[0]) + 1 if len(found) else len(ranking) + 1
+def _rank_without(ranking: np.ndarray, junk: np.ndarray, row: int) -> int:
+    """The rank of a row, junk not counted; K + 1 where it is not there."""
+    return metrics.rank_of(ranking[~np.isin(ranking, junk)], row) or len(ranking) + 1

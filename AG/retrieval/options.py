@@ -267,6 +267,8 @@ def run(main: Callable[[], None]) -> None:
         status = _say(f"error: {error}", 2)
     except training.Stopped as stop:
         status = _say(f"{stop}; the same command goes on from there", stop.exit_status)
+    except OSError as error:  # a full disk, a folder that may not be written, a file in its place
+        status = _say(f"error: {error}", 2)
     except KeyboardInterrupt:
         status = _say("interrupted", 130)
     sys.exit(status)

@@ -11,15 +11,14 @@ from matplotlib.figure import Figure
 from retrieval import extraction, images, places, plots
 from retrieval.errors import InputError
 from retrieval.evaluation_sets import EvaluationSet
-from retrieval.extraction import ExtractConfig
+from retrieval.extraction import Box, ExtractConfig
 from retrieval.features import LocalFeatures
-from retrieval.geometry import VerifyConfig, verify_matches
 from retrieval.html_report.pictures import heat_map
-from retrieval.matching import MatchConfig, match
+from retrieval.inlier_counts import Geometry, match_pair
+from retrieval.metrics import rank_of
 from retrieval.network import Network
 from retrieval.one_query import QueryReranking, check_index
-
-THUMBNAIL = 256
+from retrieval.thumbnails import thumbnail_or_note
 
 
 @dataclass(frozen=True)
@@ -31,19 +30,27 @@ class Photo:
 
 
 @torch.inference_mode()
-def features_of(model: Network, path: Path, config: ExtractConfig) -> LocalFeatures:
-    """The local features of one photo; ImageError if it cannot be read."""
+def features_of(
+    model: Network, path: Path, config: ExtractConfig, box: Box | None = None
+) -> LocalFeatures:
+    """The local features of one photo, or of its ``box``; ImageError if it cannot be read."""
     model.eval()
-    (batch,) = extraction.load_batches([path], replace(config, num_workers=0))
+    boxes = None if box is None else [box]
+    (batch,) = extraction.load_batches([path], replace(config, num_workers=0), boxes)
     return extraction.local_features_of_batch(model, batch, config)[0]
 
 
-def attention(model: Network, path: Path, config: ExtractConfig, count: int = 20) -> Figure:
-    """The attention at scale 1 as a heat map over the photo, with the ``count`` best keypoints."""
+def attention(
+    model: Network, path: Path, config: ExtractConfig, count: int = 20, box: Box | None = None
+) -> Figure:
+    """The attention at scale 1 as a heat map over the photo, with the ``count`` best keypoints.
+
+    box: the part that the network sees, as of a query of Oxford or Paris; None: all.
+    """
     every_cell = replace(config, local_scales=(1.0,), max_features=10**6, min_score=0.0)
-    cells = features_of(model, path, every_cell)
+    cells = features_of(model, path, every_cell, box)
     heat, extent = _as_grid(cells)
-    best = features_of(model, path, config)
+    best = features_of(model, path, config, box)
     return plots.attention_map(images.read_image(path), best.keypoints[:count], heat, extent)
 
 
@@ -68,23 +75,21 @@ def stored_attention(photo: Photo, count: int = 20) -> Figure:
     return plots.attention_map(image, best, heat, extent, "attention, from lowest to highest")
 
 
-def matches(
-    query: Photo, database: Photo, match_config: MatchConfig, verify_config: VerifyConfig
-) -> Figure:
+def matches(query: Photo, database: Photo, geometry: Geometry) -> Figure:
     """The matches of two photos, those that the geometric model keeps over the rest."""
-    found = match(query.features.descriptors, database.features.descriptors, match_config)
-    verified = verify_matches(query.features, database.features, found, verify_config)
+    found = match_pair(query.features, database.features, geometry)
+    verification, count = found.verification, len(found.matches)
     title = (
-        f"{verified.num_inliers} inliers of {len(found)} matches "
-        f"({verify_config.model}, within {verify_config.residual_px:g} px)"
+        f"{verification.num_inliers} inliers of {count} matches "
+        f"({geometry.verify.model}, within {geometry.verify.residual_px:g} px)"
     )
     return plots.matches(
         images.read_image(query.path),
         images.read_image(database.path),
-        query.features.keypoints[found[:, 0]],
-        database.features.keypoints[found[:, 1]],
-        verified.inliers,
-        title if len(found) else "no matches",
+        found.query.keypoints[found.matches[:, 0]],
+        found.database.keypoints[found.matches[:, 1]],
+        verification.inliers,
+        title if count else "no matches",
     )
 
 
@@ -94,22 +99,22 @@ def reranking(photos: EvaluationSet, query: int, found: QueryReranking, count: i
 
     def strip(ranking: np.ndarray) -> list[plots.Prediction]:
         strip = []
-        for row in ranking[:count]:
-            old, new = found.rank_before(row), found.rank_after(row)
-            right = None
-            if truth is not None and row not in truth.junk[query]:
-                right = bool(row in truth.positives[query])
-            title = str(new) if old == new else f"{old} → {new}"
-            photo = images.read_image(photos.database[row], THUMBNAIL)
-            strip.append(plots.Prediction(photo, title, right))
+        for row in ranking[:count].tolist():
+            old, new = (rank_of(each, row) for each in (found.before, found.after))
+            title = f"{new}" if old == new else f"{old} → {new}"
+            mark = None if truth is None else truth.mark(query, row)
+            photo = thumbnail_or_note(photos.database[row])
+            strip.append(plots.Prediction(photo, title, mark))
         return strip
 
+    none = _without_positives(photos)
     return plots.reranked_query(
-        images.read_image(photos.queries[query], THUMBNAIL),
+        thumbnail_or_note(photos.queries[query], photos.box(query)),
         {"before": strip(found.before), "after": strip(found.after)},
         found.positive_ranks,
         len(found.before),
         f"query {query}: {found.in_words()}",
+        "rank of each positive" if len(found.positives) else none,
     )
 
 
@@ -123,13 +128,17 @@ def positives(photos: EvaluationSet, queries: Sequence[int]) -> Figure:
     for query in queries:
         check_index("query", query, len(photos.queries))
         right = [] if truth is None else [photos.database[row] for row in truth.positives[query]]
-        above = images.read_image(photos.queries[query], THUMBNAIL)
+        above = thumbnail_or_note(photos.queries[query], photos.box(query))
         below = None
         if right:
             turns = [_turn(photos.queries[query], path) for path in right]
-            below = images.read_image(right[int(np.argmin(turns))], THUMBNAIL)
+            below = thumbnail_or_note(right[int(np.argmin(turns))])
         columns.append((f"query {query}", above, below))
-    return plots.pairs(columns)
+    return plots.pairs(columns, _without_positives(photos))
+
+
+def _without_positives(photos: EvaluationSet) -> str:
+    return "no labels" if photos.truth is None else "no positives"
 
 
 def _turn(first: Path, second: Path) -> float:

@@ -15,7 +15,14 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from retrieval.metrics import Mark
+
 RIGHT, WRONG, NEUTRAL = "#0072B2", "#D55E00", "#666666"  # blue, vermilion (Okabe and Ito), grey
+_SIGNS: dict[Mark | None, tuple[str, str]] = {
+    "right": ("✓ ", RIGHT),
+    "wrong": ("✗ ", WRONG),
+    "junk": ("junk ", NEUTRAL),
+}
 
 
 def save(figure: Figure, path: Path, dpi: int = 120) -> None:
@@ -26,11 +33,11 @@ def save(figure: Figure, path: Path, dpi: int = 120) -> None:
 
 
 class Prediction(NamedTuple):
-    """An image of the database (H, W, 3), what is written over it, and whether it is right."""
+    """An image of the database (H, W, 3), what is written over it, what it is (None: unknown)."""
 
     image: np.ndarray
     title: str
-    right: bool | None
+    mark: Mark | None
 
 
 def prediction_strip(
@@ -47,11 +54,10 @@ def _strip(
     axes: np.ndarray, query: np.ndarray, query_title: str, predictions: Sequence[Prediction]
 ) -> None:
     _show(axes[0], query, query_title, NEUTRAL)
-    for axis, (image, title, right) in zip(
-        axes[1 : 1 + len(predictions)], predictions, strict=True
-    ):
-        mark = {True: "✓ ", False: "✗ ", None: ""}[right]
-        _show(axis, image, mark + title, {True: RIGHT, False: WRONG, None: NEUTRAL}[right])
+    shown = axes[1 : 1 + len(predictions)]
+    for axis, (image, title, mark) in zip(shown, predictions, strict=True):
+        sign, colour = _SIGNS.get(mark, ("", NEUTRAL))
+        _show(axis, image, sign + title, colour)
     for axis in axes[1 + len(predictions) :]:
         axis.axis("off")
 
@@ -148,8 +154,9 @@ def reranked_query(
     ranks: np.ndarray,
     depth: int,
     title: str,
+    slopes_title: str,
 ) -> Figure:
-    """Predictions of a query before and after re-ranking, above where its positives stood.
+    """Predictions of a query before and after re-ranking, beside where its positives stood.
 
     ranks: (P, 2) of each positive, from 1, before and after; depth + 1 where it is further back.
     """
@@ -160,11 +167,11 @@ def reranked_query(
     for row, (name, strip) in enumerate(strips.items()):
         axes = [figure.add_subplot(grid[row, column]) for column in range(columns)]
         _strip(np.array(axes), query, name, strip)
-    _slopes(figure.add_subplot(grid[:, columns]), ranks, depth)
+    _slopes(figure.add_subplot(grid[:, columns]), ranks, depth, slopes_title)
     return figure
 
 
-def _slopes(axis: Axes, ranks: np.ndarray, depth: int) -> None:
+def _slopes(axis: Axes, ranks: np.ndarray, depth: int, title: str) -> None:
     """A line from the old to the new rank of each positive; up is better."""
     beyond = 1.5 * depth  # where ranks that are not known are drawn, clear of the last tick
     for before, after in ranks:
@@ -181,11 +188,11 @@ def _slopes(axis: Axes, ranks: np.ndarray, depth: int) -> None:
     axis.set_xlim(-0.15, 1.15)
     axis.spines[["top", "right", "bottom"]].set_visible(False)
     axis.grid(axis="y", alpha=0.3)
-    axis.set_title("rank of each positive" if len(ranks) else "no positives", fontsize=9)
+    axis.set_title(title, fontsize=9)
 
 
-def pairs(columns: Sequence[tuple[str, np.ndarray, np.ndarray | None]]) -> Figure:
-    """Columns of (title, image, the image below it or None), such as queries and positives."""
+def pairs(columns: Sequence[tuple[str, np.ndarray, np.ndarray | None]], without: str) -> Figure:
+    """Columns of (title, image, the positive below it); where that is None, ``without`` is said."""
     count = max(1, len(columns))
     figure = Figure(figsize=(1.9 * count, 4.2), layout="constrained")
     axes = figure.subplots(2, count, squeeze=False)
@@ -196,5 +203,5 @@ def pairs(columns: Sequence[tuple[str, np.ndarray, np.ndarray | None]]) -> Figur
         if second is not None:
             _show(below, second, "positive", RIGHT)
         else:
-            below.set_title("no positives", fontsize=9, color=NEUTRAL)
+            below.set_title(without, fontsize=9, color=NEUTRAL)
     return figure

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from retrieval import images, metrics, plots
+from retrieval import metrics, plots
 from retrieval.evaluation_sets import EvaluationSet
 from retrieval.files import write_atomically
-
-THUMBNAIL = 256
+from retrieval.thumbnails import thumbnail_or_note
 
 
 def in_words(figures: Mapping[str, float]) -> str:
@@ -99,10 +98,10 @@ def save_strips(
         predicted = [row for row in ranking[query, :num_predictions] if row >= 0]
         strip = []
         for rank, row in enumerate(predicted):
-            photo = images.read_image(photos.database[row], THUMBNAIL)
-            right = None if truth is None else bool(row in truth.positives[query])
-            strip.append(plots.Prediction(photo, str(rank + 1), right))
-        photo = images.read_image(photos.queries[query], THUMBNAIL)
+            photo = thumbnail_or_note(photos.database[row])
+            mark = None if truth is None else truth.mark(query, row)
+            strip.append(plots.Prediction(photo, str(rank + 1), mark))
+        photo = thumbnail_or_note(photos.queries[query], photos.box(query))
         figure = plots.prediction_strip(photo, strip, query_title=f"query {query}")
         files.append(folder / f"{query:04d}.jpg")
         plots.save(figure, files[-1], dpi=90)

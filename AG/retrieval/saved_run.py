@@ -6,7 +6,6 @@ RUN/rankings.npz   the ranking of each step, and the similarity of the global on
 
 import io
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,8 +17,9 @@ from retrieval import evaluation
 from retrieval.errors import InputError
 from retrieval.evaluation import LocalSource, Ranked
 from retrieval.evaluation_sets import EvaluationSet, Folders, PositivesConfig, open_set
+from retrieval.extraction import ExtractConfig
 from retrieval.features import FeatureStore
-from retrieval.files import write_atomically
+from retrieval.files import read_npz, write_atomically
 from retrieval.geometry import VerifyConfig
 from retrieval.matching import MatchConfig
 from retrieval.metrics import Positives
@@ -46,6 +46,15 @@ class SavedRun:
     rerank: RerankConfig | None
     local: LocalSource | None
 
+    def extraction(self) -> ExtractConfig:
+        """How its photos were read."""
+        stamp: Mapping[str, Any] = self.result["protocol"]["extraction"]
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in stamp.items()
+        }
+        return ExtractConfig(**values)
+
     def truth(self) -> Positives:
         """What is right for each query (of protocol M in revisited sets); InputError if unknown."""
         if self.photos.truth is None:
@@ -64,7 +73,7 @@ class SavedRun:
 def describe_set(folders: Folders, positives: PositivesConfig, *, labels: bool) -> dict[str, Any]:
     """Which photos were evaluated, as plain values for result.json."""
     paths = {
-        name: None if path is None else str(path.resolve()) for name, path in vars(folders).items()
+        name: None if path is None else str(path.absolute()) for name, path in vars(folders).items()
     }
     return {"folders": paths, "positives": asdict(positives), "labels": labels}
 
@@ -85,39 +94,70 @@ def open_run(folder: Path, weights: str | None = None) -> SavedRun:
     are of other weights.
     """
     result = _read_result(folder)
-    protocol = result["protocol"]
-    if weights is not None and weights != protocol["weights_sha256"]:
+    try:
+        found = result["protocol"]["weights_sha256"]
+        rerank = _rerank_config(result["protocol"].get("rerank"))
+        photos = _open_photos(folder, result)
+        store = result["feature_store"] and Path(result["feature_store"])
+    except (LookupError, TypeError, AttributeError) as error:
+        raise _other_version(folder / _RESULT, f"{type(error).__name__}: {error}") from error
+    if weights is not None and weights != found:
         raise InputError(
-            f"{folder}: its features are of other weights ({protocol['weights_sha256'][:12]}…, not "
-            f"{weights[:12]}…): evaluate this network by eval.py, and name that run"
+            f"{folder}: its features are of other weights ({found[:12]}…, not {weights[:12]}…): "
+            "evaluate this network by eval.py, and name that run"
         )
-    photos = _open_photos(folder, result)
-    rerank, local = None, None
-    if result["feature_store"] is not None:
-        store = Path(result["feature_store"])
-        if not store.is_dir():
-            raise InputError(f"{folder}: its local features in {store} are gone: run eval.py again")
-        rerank = _rerank_config(protocol["rerank"])
-        local = evaluation.local_source(photos, FeatureStore(store))
     rankings = _read_rankings(folder, photos)
     nothing = np.empty((0, 0), np.float32)
     ranked = Ranked(rankings["global"], rankings.pop("similarity"), nothing, nothing)
+    local = None
+    if rerank is not None and store is not None:
+        local = _open_features(folder, store, photos, ranked.ranking[:, : rerank.top_k])
     return SavedRun(folder, photos, ranked, rankings, result, rerank, local)
+
+
+def _rerank_config(stamp: Mapping[str, Any] | None) -> RerankConfig | None:
+    """What the protocol says of re-ranking."""
+    if stamp is None:
+        return None
+    match, verify = MatchConfig(**stamp["match"]), VerifyConfig(**stamp["verify"])
+    return RerankConfig(**{**stamp, "match": match, "verify": verify})
+
+
+def _open_features(
+    folder: Path, store_folder: Path, photos: EvaluationSet, shortlists: np.ndarray
+) -> LocalSource:
+    """The stored features; InputError where some of those that were ranked are gone."""
+    store = FeatureStore(store_folder)
+    skipped = set(np.flatnonzero((shortlists < 0).all(axis=1)).tolist())
+    names = [name for row, name in enumerate(photos.query_ids) if row not in skipped]
+    ids = photos.database_ids
+    names += [ids[row] for row in np.unique(shortlists[shortlists >= 0])]
+    gone = sum(name not in store for name in names)
+    if gone:
+        raise InputError(
+            f"{folder}: its local features in {store_folder} are gone ({gone} of {len(names)} "
+            "images): run eval.py again"
+        )
+    return evaluation.local_source(photos, store)
 
 
 def _read_result(folder: Path) -> dict[str, Any]:
     file = folder / _RESULT
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
-        if not {"set", "feature_store", "protocol"} <= result.keys():
-            raise InputError(f"{file}: not of eval.py, or of an older one: run eval.py again")
     except FileNotFoundError:
         runs = sorted(path.parent.name for path in folder.glob(f"*/{_RESULT}"))
         there = f"; the runs in it: {', '.join(runs)}" if runs else ""
         raise InputError(f"{folder}: no run folder of eval.py (no {_RESULT}){there}") from None
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{file} cannot be read ({error}): run eval.py again") from error
+    if not isinstance(result, dict) or not {"set", "feature_store", "protocol"} <= result.keys():
+        raise _other_version(file, "it lacks what eval.py writes")
     return result
+
+
+def _other_version(file: Path, problem: str) -> InputError:
+    return InputError(f"{file}: not of eval.py, or of an older one ({problem}): run eval.py again")
 
 
 def _open_photos(folder: Path, result: Mapping[str, Any]) -> EvaluationSet:
@@ -137,18 +177,16 @@ def _open_photos(folder: Path, result: Mapping[str, Any]) -> EvaluationSet:
 def _read_rankings(folder: Path, photos: EvaluationSet) -> dict[str, np.ndarray]:
     """The rankings (Q, K), and the "similarity" of the first."""
     file = folder / _RANKINGS
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            rankings = {name: arrays[name] for name in ("global", "similarity")}
-            rankings |= {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{file} cannot be read ({error}): run eval.py again") from error
-    shapes = {array.shape for array in rankings.values()}
-    if len(shapes) > 1 or len(rankings["global"]) != len(photos.queries):
-        raise InputError(f"{file} is not of {len(photos.queries)} queries: run eval.py again")
+    rankings = read_npz(file, ("global", "similarity"), "run eval.py again")
+    shape = rankings["global"].shape
+    for name, array in rankings.items():
+        integers = np.issubdtype(array.dtype, np.integer)
+        right = array.shape == shape and len(shape) == 2 and len(array) == len(photos.queries)
+        if name != "similarity" and right and integers and array.size:
+            right = array.min() >= -1 and array.max() < len(photos.database)
+        if not right or integers == (name == "similarity"):
+            raise InputError(
+                f"{file}: {name} is no ranking of {len(photos.database)} images for "
+                f"{len(photos.queries)} queries: run eval.py again"
+            )
     return rankings
-
-
-def _rerank_config(stamp: Mapping[str, Any]) -> RerankConfig:
-    match, verify = MatchConfig(**stamp["match"]), VerifyConfig(**stamp["verify"])
-    return RerankConfig(**{**stamp, "match": match, "verify": verify})

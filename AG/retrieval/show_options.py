@@ -31,6 +31,7 @@ _NEEDED = {
     "recalls": (),
     "losses": (),
 }
+_ENDINGS = (".png", ".jpg", ".jpeg")
 _OF_A_RUN = ("rerank", "positives", "recalls", "losses")
 
 
@@ -79,7 +80,10 @@ def read_show(description: str | None, argv: Sequence[str] | None) -> ShowOption
     flags.add_configs(parser, AugmentConfig, only=("image_size",))
     add_resizing(parser)
     asked = flags.parse(parser, argv)
+    _check_output(asked.get("output"))
     run, weights = asked.get("run"), _weights(asked)
+    if run is not None:
+        _refuse_settings(asked)
     return ShowOptions(
         picture=asked.get("picture"),
         run=run,
@@ -92,6 +96,26 @@ def read_show(description: str | None, argv: Sequence[str] | None) -> ShowOption
         rerank=read_reranking(asked),
         device=asked.get("device"),
     )
+
+
+def _check_output(output: Path | None) -> None:
+    if output is None:
+        return
+    if output.suffix.lower() not in _ENDINGS:
+        raise InputError(f"--output {output}: expected a file name with {' or '.join(_ENDINGS)}")
+    if output.is_dir():
+        raise InputError(f"--output {output} is a folder: name a file in it")
+
+
+def _refuse_settings(asked: Asked) -> None:
+    """InputError for settings that a run has already."""
+    given = {**asked.given(ExtractConfig), **asked.given(MatchConfig), **asked.given(VerifyConfig)}
+    given |= {name: True for name in ("resize_test_imgs", "longest_side") if asked.get(name)}
+    if given:
+        raise InputError(
+            f"--{next(iter(given))} and --run exclude each other: the run's own settings are shown "
+            "(tune.py tries others)"
+        )
 
 
 def _add_photos(parser: argparse.ArgumentParser) -> None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retrieval import geometry, matching
 from retrieval.errors import InputError
 from retrieval.features import LocalFeatures
+from retrieval.inlier_counts import match_pair
 from retrieval.rerank import RerankConfig, Reranking
 
 
@@ -54,8 +54,7 @@ def expanded(
     parts = [query.descriptors]
     low, high = query.keypoints.min(axis=0), query.keypoints.max(axis=0)
     for image in images:
-        matches = matching.match(query.descriptors, image.descriptors, config.match)
-        model = geometry.verify_matches(query, image, matches, config.verify).model
+        model = match_pair(query, image, config.geometry).verification.model
         if model is not None and abs(np.linalg.det(model)) > 1e-12:
             points = _transformed(image.keypoints, np.linalg.inv(model))
             parts.append(image.descriptors[((points >= low) & (points <= high)).all(axis=1)])

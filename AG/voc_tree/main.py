@@ -84,9 +84,8 @@ def take_tree(
 @contextmanager
 def stage(clock: Clock, name: str, total: int) -> Iterator[Callable[[int], object]]:
     """A stage of the work: shows the progress that it is told, and its time."""
-    with clock.stage(name), evaluation.progress_bar(desc=name, total=total) as bar:
-        # The random pairs of the floor, which the total does not know, come last.
-        yield lambda done: bar.update(min(done, total - bar.n))
+    with clock.stage(name), evaluation.progress_to(total, desc=name) as progress:
+        yield progress
 
 
 def search(

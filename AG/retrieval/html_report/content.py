@@ -74,11 +74,13 @@ class ReportContent:
 class Outcomes:
     """The rank of each query's first positive in the first and in the last step, (Q,) float64.
 
-    Counted from 1 with junk taken out; inf where none was found.
+    Counted from 1 with junk taken out; inf where none was found. counted (Q,) bool: the query is
+    in the figures, which in revisited sets those without positives are not.
     """
 
     before: np.ndarray
     after: np.ndarray
+    counted: np.ndarray
 
     @property
     def right(self) -> np.ndarray:
@@ -95,9 +97,14 @@ class Outcomes:
         """(Q,) bool: the first positive moved down."""
         return self.after > self.before
 
+    @property
+    def wrong(self) -> np.ndarray:
+        """(Q,) bool: it does not, and counts as a miss."""
+        return ~self.right & self.counted
+
     def outcome(self, query: int) -> str:
-        """``right`` or ``wrong``."""
-        return "right" if self.right[query] else "wrong"
+        """``right``, ``wrong``, or ``none``."""
+        return "right" if self.right[query] else "wrong" if self.wrong[query] else "none"
 
     def effect(self, query: int) -> str:
         """``helped``, ``hurt``, or nothing."""
@@ -108,6 +115,8 @@ def outcomes(content: ReportContent) -> Outcomes | None:
     """How the queries went; None without labels."""
     if content.truth is None:
         return None
-    return Outcomes(
-        *(metrics.first_hit_rank(steps, content.truth) for steps in (content.first, content.last))
+    has_positives = np.array([len(rows) > 0 for rows in content.truth.positives], bool)
+    before, after = (
+        metrics.first_hit_rank(s, content.truth) for s in (content.first, content.last)
     )
+    return Outcomes(before, after, has_positives | (content.protocol_name == "R"))

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retrieval.geometry import verify_matches
+from retrieval import metrics
 from retrieval.html_report import pictures
 from retrieval.html_report.content import Outcomes, ReportContent
-from retrieval.matching import match
+from retrieval.inlier_counts import match_pair
+from retrieval.thumbnails import scaled
 
 PREDICTIONS = 5
 RINGED = 20
@@ -62,14 +63,17 @@ def choose(found: Outcomes | None, num_queries: int, most: int) -> np.ndarray:
     """The query rows to show, at most ``most``, wrong ones first.
 
     Within wrong and right, those that re-ranking hurt come first, then those it helped. A fifth of
-    the places is kept for right ones, which otherwise would not show where many are wrong.
+    the places is kept for right ones, which otherwise would not show where many are wrong. Queries
+    that do not count come last.
     """
     if found is None:
         return np.arange(min(num_queries, most))
-    order = np.lexsort((np.arange(num_queries), ~found.helped, ~found.hurt, found.right))
-    wrong, right = order[~found.right[order]], order[found.right[order]]
+    order = np.lexsort((np.arange(num_queries), ~found.helped, ~found.hurt))
+    wrong, right, rest = (
+        order[which[order]] for which in (found.wrong, found.right, ~found.wrong & ~found.right)
+    )
     kept = min(len(right), max(most - len(wrong), most // 5))
-    return np.concatenate([wrong[: most - kept], right[:kept]])
+    return np.concatenate([wrong[: most - kept], right[:kept], rest])[:most]
 
 
 @dataclass(frozen=True)
@@ -116,12 +120,12 @@ def _card(source: _Source, query: int) -> Card:
 
 def _tile(source: _Source, query: int, row: int) -> Tile:
     content = source.content
-    old_rank = _rank(content.first[query], row)
+    old_rank = metrics.rank_of(content.first[query], row)
     return Tile(
         source.database_names[row],
         source.thumbnail(row),
-        _mark(content, query, row),
-        _rank(content.last[query], row),
+        "none" if content.truth is None else content.truth.mark(query, row),
+        metrics.rank_of(content.last[query], row),
         old_rank,
         _inliers(content, query, old_rank),
     )
@@ -133,19 +137,6 @@ def _inliers(content: ReportContent, query: int, old_rank: int | None) -> int | 
     if counts is None or old_rank is None or old_rank > counts.shape[1]:
         return None
     return int(counts[query, old_rank - 1])
-
-
-def _rank(ranking: np.ndarray, row: int) -> int | None:
-    found = np.flatnonzero(ranking == row)
-    return int(found[0]) + 1 if len(found) else None
-
-
-def _mark(content: ReportContent, query: int, row: int) -> str:
-    if content.truth is None:
-        return "none"
-    if row in content.truth.junk[query]:
-        return "junk"
-    return "right" if row in content.truth.positives[query] else "wrong"
 
 
 def _missed(source: _Source, query: int, shown: list[int]) -> Tile | None:
@@ -210,19 +201,15 @@ def _matches(content: ReportContent, query: int, photo: np.ndarray) -> list[Pict
     other = pictures.panel(content.photos.database[first])
     if other is None:
         return []
-    ours, theirs = (
-        features.strongest(content.rerank.num_features)
-        for features in (content.local.queries(query), content.local.database(first))
+    ours, theirs, pairs, verification = match_pair(
+        content.local.queries(query), content.local.database(first), content.rerank.geometry
     )
-    pairs, inliers = np.empty((0, 2), np.int64), np.empty(0, bool)
-    if len(ours) and len(theirs):
-        pairs = match(ours.descriptors, theirs.descriptors, content.rerank.match)
-        inliers = verify_matches(ours, theirs, pairs, content.rerank.verify).inliers
+    inliers = verification.inliers
     drawn = pictures.matches(
         photo,
         other,
-        pictures.to_panel(ours.keypoints[pairs[:, 0]], ours.image_size, photo),
-        pictures.to_panel(theirs.keypoints[pairs[:, 1]], theirs.image_size, other),
+        scaled(ours.keypoints[pairs[:, 0]], ours.image_size, photo),
+        scaled(theirs.keypoints[pairs[:, 1]], theirs.image_size, other),
         inliers,
     )
     verify = content.rerank.verify

@@ -1,6 +1,6 @@
 """The report of an evaluation: one HTML file with its pictures inside, which works offline.
 
-What is in it is made here and in `report_charts` and `report_gallery` as plain values; how it looks
+What is in it is made here and in `charts` and `gallery` as plain values; how it looks
 is said in templates/ (report.html.jinja, with the CSS and the script that it takes in).
 """
 
@@ -130,7 +130,7 @@ def counts(found: Outcomes) -> dict[str, int]:
     """How many of all queries, shown or not, are right, wrong, helped and hurt."""
     return {
         "right": int(found.right.sum()),
-        "wrong": int((~found.right).sum()),
+        "wrong": int(found.wrong.sum()),
         "helped": int(found.helped.sum()),
         "hurt": int(found.hurt.sum()),
     }

@@ -12,10 +12,10 @@ import cv2
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from retrieval import images, plots
+from retrieval import images, plots, thumbnails
 from retrieval.features import LocalFeatures
+from retrieval.thumbnails import scaled
 
-THUMBNAIL = 256
 # Pixels that one of the two photos in a picture may have, across and down.
 PANEL = (440, 560)
 _GAP = 8
@@ -37,16 +37,9 @@ def data_uri(image: np.ndarray, quality: int = 78) -> str:
 def thumbnail(path: Path, box: Sequence[float] | None = None) -> str | None:
     """A photo of at most 256 px, with its box drawn if it has one; None if it is unreadable."""
     try:
-        image = images.read_image(path, THUMBNAIL)
-        full = images.image_size(path)
+        return data_uri(thumbnails.thumbnail(path, box))
     except images.ImageError:
         return None
-    if box is not None:
-        corners = to_panel(np.reshape(box, (2, 2)), full, image)
-        first, second = (tuple(corner) for corner in np.rint(corners).astype(int).tolist())
-        for line, colour in ((4, (0, 0, 0)), (2, (255, 255, 255))):
-            cv2.rectangle(image, first, second, colour, line, cv2.LINE_AA)
-    return data_uri(image)
 
 
 def panel(path: Path) -> np.ndarray | None:
@@ -61,15 +54,6 @@ def panel(path: Path) -> np.ndarray | None:
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC)
 
 
-def to_panel(points: np.ndarray, full: tuple[int, int], image: np.ndarray) -> np.ndarray:
-    """Points (N, 2) x, y in pixels of the original, of size ``full``, in pixels of ``image``.
-
-    The centre of the top-left pixel is (0, 0) in both, hence the halves.
-    """
-    factor = np.array([image.shape[1] / full[0], image.shape[0] / full[1]])
-    return (points + 0.5) * factor - 0.5
-
-
 def attention(photo: np.ndarray, features: LocalFeatures, count: int = 20) -> np.ndarray:
     """A panel beside itself under the heat of its features' scores, the ``count`` best ringed."""
     heat = heat_map(features, photo)[..., None]
@@ -77,7 +61,7 @@ def attention(photo: np.ndarray, features: LocalFeatures, count: int = 20) -> np
     # Where there is little attention, the photo stays as it is, only darker.
     strength = 0.25 + 0.35 * heat
     over = np.rint(photo * (1 - strength) + colours[..., ::-1] * strength).astype(np.uint8)
-    for x, y in _fixed(to_panel(features.keypoints[:count], features.image_size, photo)):
+    for x, y in _fixed(scaled(features.keypoints[:count], features.image_size, photo)):
         for width, colour in ((4, (0, 0, 0)), (2, (255, 255, 255))):
             cv2.circle(over, (x, y), 7 << _SHIFT, colour, width, cv2.LINE_AA, _SHIFT)
     if len(features) == 0:
