@@ -79,7 +79,7 @@ def measure(test: SavedRun, best: RerankConfig, asked: TuningOptions) -> dict[st
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Search, measure on the test split, print; write rerank.toml, tuning.json and tuning.png."""
+    """Search, measure on the test split, print; write tuning.json, tuning.png and rerank.toml."""
     asked = read_tuning(__doc__, argv)
     runs = open_runs(asked)
     run, test = runs["validation"], runs.get("test")
@@ -100,15 +100,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     told = tables.summary(metric, len(settings), best, tested)
     log.info("\n%s", "\n".join(told))
     chosen = search.choose(best.outcome, best.gain)
-    rerank_file.write_rerank(
-        asked.output / "rerank.toml", chosen, [f"Written by tune.py from {run.folder}", *told]
-    )
     content = tables.as_json(outcomes, metric, best, tested)
     content |= {f"protocol_{name}": each.result["protocol"] for name, each in runs.items()}
     report.write_json(asked.output / "tuning.json", content)
     figure = panels(outcomes, best.before, metric)
     plots.save(figure, asked.output / "tuning.png")
-    log.info("\nwritten: rerank.toml, tuning.json, tuning.png in %s", asked.output)
+    comment = [f"Written by tune.py from {run.folder}", *told]
+    rerank_file.write_rerank(asked.output / "rerank.toml", chosen, comment)  # last: it is complete
+    log.info("\nwritten: tuning.json, tuning.png, rerank.toml in %s", asked.output)
 
 
 if __name__ == "__main__":

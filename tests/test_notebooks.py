@@ -1,5 +1,7 @@
 """Both notebooks, executed from top to bottom on a tiny toy city, as a user runs them."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -96,3 +98,24 @@ def test_both_begin_with_the_same_installation():
     ]
     assert first[0] == first[1]
     assert "-c installed.txt" in first[0]  # the installed torch stays
+
+
+def test_what_the_first_cell_installs_is_found_in_the_same_process(tmp_path):
+    # An editable install is a .pth file, which Python reads at its start and in site.main().
+    name = "a_module_that_is_nowhere_else"
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / f"{name}.py").touch()
+    script = f"""
+import importlib.util, pathlib, site, sys
+packages = {str(tmp_path / "packages")!r}
+pathlib.Path(packages).mkdir()
+site.getsitepackages = lambda *_: [packages]
+site.addsitedir(packages)
+assert importlib.util.find_spec({name!r}) is None
+pathlib.Path(packages, "x.pth").write_text({str(tmp_path / "source")!r})
+site.main()
+assert importlib.util.find_spec({name!r}) is not None
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+    cells = [cell.source for cell in read(NOTEBOOKS[0]).cells if cell.cell_type == "code"]
+    assert "site.main()" in cells[0]

@@ -60,6 +60,7 @@ def test_what_is_left_out_is_as_by_default_and_whole_numbers_will_do(tmp_path):
         ("[verify]\nmodel = 3", "verify.model = 3: expected a word"),
         ("[verify]\nmodel = 'afine'", "'afine': expected one of affine"),
         ("top_k = 0", "top_k 0: expected at least 1"),
+        ("seed = -1", "seed -1: expected a number from 0"),
         ("rerank = 'no'", "expected true or false"),
     ],
 )
@@ -107,3 +108,12 @@ def test_file_or_flag_may_say_that_there_is_no_reranking(tmp_path):
     assert read_flags(tmp_path, f"--rerank_config {file} --top_k 4") is None
     write_rerank(file, FULL)
     assert read_flags(tmp_path, f"--rerank_config {file} --no_rerank") is None
+
+
+def test_the_file_that_decided_is_told(tmp_path):
+    file = tmp_path / "rerank.toml"
+    write_rerank(file, None)
+    command = f"--test_set_folder {tmp_path} --pretrained none --rerank_config {file}".split()
+    assert evaluation_options.read_evaluation("", command).rerank_config == file
+    asked = evaluation_options.read_evaluation("", [*command, "--no_rerank"])
+    assert asked.rerank_config is None

@@ -140,7 +140,7 @@ def test_eval_reranks_nothing_where_the_file_says_so(workplace, tmp_path):
         ("VAL --top_k 7", "run eval.py again with --top_k 7"),
         ("VAL --residual 0", "residual 0"),
         ("VAL --resume_model other.pth", "features are of other weights"),
-        ("VAL --resume_model none.pth", "none.pth"),
+        ("VAL --resume_model none.pth", "--resume_model none.pth: no such file"),
     ],
 )
 def test_bad_input_is_one_clear_error(workplace, words, message, monkeypatch, capsys):

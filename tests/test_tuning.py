@@ -182,12 +182,35 @@ def test_a_gain_that_may_be_none_means_no_reranking(tmp_path):
     assert "includes 0" in tables.verdict("R@1", best)
 
 
-def test_of_equal_settings_the_faster_wins_then_the_first():
-    def outcome(figure, ms, top_k):
-        return search.Outcome(RerankConfig(top_k=top_k), 0.0, np.full(4, figure), ms)
+@pytest.mark.parametrize("times", [(1, 1, 1, 1, 1), (5, 4, 3, 2, 1), (1, 2, 3, 4, 5)])
+def test_of_equal_settings_the_smaller_wins_then_the_first_whatever_the_times(times):
+    settings = [(50, 1, 9, 0.0), (70, 8, 9, 0.0), (70, 7, None, 0.0), (70, 7, 20, 2.0)]
+    settings.append((70, 7, 20, 0.0))
+    given = [
+        search.Outcome(
+            RerankConfig(top_k=top_k, num_features=features, fusion=fusion),
+            *(0.0, np.full(4, figure), ms),
+        )
+        for (figure, top_k, features, fusion), ms in zip(settings, times, strict=True)
+    ]
+    expected = [given[row].setting for row in (3, 4, 2, 1, 0)]
+    assert [outcome.setting for outcome in search.best_first(given)] == expected
 
-    given = [outcome(50, 3, 1), outcome(70, 9, 2), outcome(70, 5, 3), outcome(70, 5, 4)]
-    assert [o.setting.top_k for o in search.best_first(given)] == [3, 4, 2, 1]
+
+def test_models_are_those_that_the_back_end_of_the_run_knows():
+    base = RerankConfig(verify=VerifyConfig("homography", "poselib"))
+    assert {s.verify.model for s in grid.grid(Axes(), base)} == {"homography"}
+    fundamental = replace(base, verify=VerifyConfig("fundamental", "poselib"))
+    asked = Axes(model=("fundamental", "homography"))
+    assert {s.verify.model for s in grid.grid(asked, fundamental)} == set(asked.model)
+    both = {s.verify.model for s in grid.grid(Axes(), RerankConfig())}
+    assert both == {"affine", "homography"}
+    message = "--model affine: the run's back-end poselib does not know it.*--backend opencv"
+    with pytest.raises(InputError, match=message):
+        grid.grid(Axes(model=("homography", "affine")), base)
+    skimage = RerankConfig(verify=VerifyConfig(backend="skimage"))
+    with pytest.raises(InputError, match="--model similarity: the run's back-end skimage"):
+        grid.grid(Axes(model=("similarity",)), skimage)
 
 
 def test_the_pareto_front_is_what_nothing_beats():
@@ -292,7 +315,7 @@ def test_damaged_counts_are_named(tmp_path, damage):
     search.evaluate(run, settings, tmp_path)
     (file,) = tmp_path.iterdir()
     file.write_bytes(damage)
-    with pytest.raises(InputError, match=rf"{file.name} is damaged .*delete it"):
+    with pytest.raises(InputError, match=rf"{file.name} cannot be read .*delete it"):
         search.evaluate(run, settings, tmp_path)
 
 
@@ -333,6 +356,11 @@ def test_flags_are_the_axes():
     )  # fmt: skip
     assert asked.axes == expected
     assert (asked.threads, asked.output, asked.test_run) == (3, Path("out"), Path("other"))
+
+
+def test_weights_that_are_no_file_are_named_by_their_flag(tmp_path):
+    with pytest.raises(InputError, match=r"--resume_model .*none.pth: no such file"):
+        read_tuning("", ["run", "--resume_model", str(tmp_path / "none.pth")])
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from retrieval.plots import NEUTRAL, RIGHT
 
 
 def read_losses(run: Path) -> dict[str, np.ndarray]:
-    """The columns of a training's ``losses.csv``, (steps,) each.
+    """The columns of a training's ``losses.csv``, (steps,) each: epoch, step, and every loss.
 
     Raises InputError for a folder that is no run folder of a training, or has no step yet.
     """
@@ -23,10 +23,16 @@ def read_losses(run: Path) -> dict[str, np.ndarray]:
         with file.open(newline="") as opened:
             rows = [row for row in csv.DictReader(opened) if all(row.values())]
         columns = {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
-    except (OSError, LookupError, ValueError, TypeError) as error:
+    except (OSError, LookupError, ValueError, TypeError, csv.Error) as error:
         raise InputError(
             f"{file}: no losses to draw ({error}); name the run folder of a training"
         ) from error
+    if not {"epoch", "step"} < columns.keys():
+        found = ", ".join(columns)
+        raise InputError(
+            f"{file}: no losses to draw (its columns are {found}; expected epoch, step and losses);"
+            " name the run folder of a training"
+        )
     return columns
 
 

@@ -1,4 +1,4 @@
-"""What eval.py and show.py ask for: their flags, read into frozen configs."""
+"""What eval.py asks for: its flags, read into frozen configs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +36,11 @@ from retrieval.whitening import PcaConfig
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """All that eval.py is asked for; ``rerank`` is None where only the global ranking is wanted."""
+    """All that eval.py is asked for.
+
+    ``rerank`` is None where only the global ranking is wanted; ``rerank_config`` is the file that
+    had a say in it, and None with --no_rerank.
+    """
 
     folders: Folders
     labels: bool
@@ -95,7 +99,8 @@ def read_evaluation(description: str | None, argv: Sequence[str] | None) -> Eval
     add_predictions(run)
     add_report(run)
     run.add_argument("--no_rerank", action="store_true", help="global descriptors only")
-    text = "re-rank as this file of tune.py says, unless flags say otherwise"
+    text = "re-rank as this file of tune.py says; flags win over its settings, but where it says"
+    text += " rerank = false, there is no re-ranking whatever they say"
     run.add_argument("--rerank_config", type=Path, help=text)
     run.add_argument("--save_descriptors", action="store_true", help="write them as .npy")
     asked = flags.parse(parser, argv)
@@ -110,7 +115,7 @@ def read_evaluation(description: str | None, argv: Sequence[str] | None) -> Eval
         network=delg.resolve_config(asked.given(DelgConfig), weights),
         extract=read_extraction(asked, asked.config(AugmentConfig).image_size),
         rerank=_reranking(asked),
-        rerank_config=asked.get("rerank_config"),
+        rerank_config=None if asked.get("no_rerank") else asked.get("rerank_config"),
         pca=asked.config(PcaConfig),
         recall_values=asked.get("recall_values"),
         num_preds_to_save=asked.get("num_preds_to_save"),

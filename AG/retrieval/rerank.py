@@ -60,6 +60,8 @@ class RerankConfig:
                 raise InputError(f"re-ranking {name} {value}: expected inliers, 0 or more")
         if not 0 <= self.floor_quantile <= 1:
             raise InputError(f"floor quantile {self.floor_quantile}: expected a number in [0, 1]")
+        if not 0 <= self.seed < 2**31:
+            raise InputError(f"re-ranking seed {self.seed}: expected a number from 0 to 2**31 - 1")
 
     @property
     def geometry(self) -> Geometry:

@@ -1,6 +1,6 @@
 """rerank.toml: the settings of a re-ranking, as tune.py writes them and eval.py reads them.
 
-rerank = true       # false: no re-ranking, whatever follows
+rerank = true       # false: no re-ranking, whatever follows here or in flags
 top_k = 20
 floor = 12.0        # what is left out is as by default
 [match]

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from retrieval.geometry import Model
+from retrieval import ransac
+from retrieval.errors import InputError
+from retrieval.geometry import Model, VerifyConfig
 from retrieval.inlier_counts import Geometry
 from retrieval.matching import Rule
 from retrieval.rerank import RerankConfig
@@ -13,14 +15,20 @@ from retrieval.rerank import RerankConfig
 # What None means on an axis.
 WORDS = {"num_features": "all", "max_distance": "none", "residual": "default", "floor": "measured"}
 
+_MODELS: tuple[Model, ...] = ("affine", "homography")
+
 
 @dataclass(frozen=True)
 class Axes:
     """Values to try.
 
     Every combination is a setting; each field is one of `RerankConfig` or of its match and verify,
-    and None means what it does there. Of equally good settings the first wins, so the values that
-    need a reason come last. top_k: None: all that have saved features, and 20, 10, 5 of them.
+    and None means what it does there. Of equally good settings the smallest top_k wins, then the
+    fewest features (see `search.best_first`), then the first, so that on the other axes the values
+    that need a reason come last.
+
+    top_k: None: all that have saved features, and 20, 10, 5 of them.
+    model: None: affine and homography, as far as the run's back-end knows them.
     """
 
     top_k: tuple[int, ...] | None = None
@@ -28,7 +36,7 @@ class Axes:
     rule: tuple[Rule, ...] = ("mutual", "one_way")
     max_distance: tuple[float | None, ...] = (None, 0.8)
     residual: tuple[float | None, ...] = (None, 8.0)
-    model: tuple[Model, ...] = ("affine", "homography")
+    model: tuple[Model, ...] | None = None
     floor: tuple[float | None, ...] = (None, 0.0)
     fusion: tuple[float, ...] = (0.0, 30.0, 100.0)
 
@@ -40,11 +48,12 @@ def combinations(axes: Axes, base: RerankConfig) -> list[RerankConfig]:
     """Every combination of the values, once; what is no axis is as in ``base``.
 
     base: what the run was re-ranked with, so that its top_k have saved features. Raises InputError
-    for values that the configs refuse.
+    for values that the configs refuse, and for models that the run's back-end does not know.
     """
     depth = base.top_k
     top_k = axes.top_k or (depth, *(k for k in (20, 10, 5) if k < depth))
-    values = [top_k if name == "top_k" else getattr(axes, name) for name in NAMES]
+    filled = replace(axes, top_k=top_k, model=_models(axes, base.verify.backend))
+    values = [getattr(filled, name) for name in NAMES]
     named = (dict(zip(NAMES, chosen, strict=True)) for chosen in itertools.product(*values))
     return list(dict.fromkeys(_setting(base, **each) for each in named))
 
@@ -57,6 +66,19 @@ def grid(axes: Axes, base: RerankConfig) -> list[RerankConfig]:
     """
     settings = combinations(axes, base)
     return [setting for setting in settings if _is_bounded(setting)] or settings
+
+
+def _models(axes: Axes, backend: str) -> tuple[Model, ...]:
+    if axes.model is None:
+        return tuple(model for model in _MODELS if backend in ransac.backends_for(model))
+    for model in axes.model:
+        known = ransac.backends_for(model) or [VerifyConfig.backend]
+        if backend not in known:
+            raise InputError(
+                f"--model {model}: the run's back-end {backend} does not know it; leave it out, or "
+                f"run eval.py again with --backend {known[0]}"
+            )
+    return axes.model
 
 
 def _setting(base: RerankConfig, **values: Any) -> RerankConfig:

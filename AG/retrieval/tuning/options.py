@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from retrieval import flags
+from retrieval.errors import InputError
 from retrieval.geometry import Model
 from retrieval.matching import Rule
 from retrieval.rerank import RerankConfig
@@ -18,7 +19,8 @@ _HELP = {
     "rule": "which descriptors match",
     "max_distance": "keep a match only if its L2 distance is below",
     "residual": "largest residual of an inlier in pixels",
-    "model": "geometric model fitted to the matches",
+    "model": "geometric model fitted to the matches; default: affine and homography, as far as the "
+    "run's back-end knows them",
     "floor": "inliers that count for nothing",
     "fusion": "inliers that the best similarity of a ranking is worth",
 }
@@ -39,7 +41,7 @@ class TuningOptions:
 
 
 def read_tuning(description: str | None, argv: Sequence[str] | None) -> TuningOptions:
-    """Read the command line of tune.py."""
+    """Read the command line of tune.py; InputError for weights that are no file."""
     parser = flags.make_parser(description)
     text = "run folder of eval.py on the validation split: logs/SAVE_DIR/DATE"
     parser.add_argument("run", type=Path, metavar="VAL_RUN", help=text)
@@ -52,12 +54,14 @@ def read_tuning(description: str | None, argv: Sequence[str] | None) -> TuningOp
     flags.add_configs(parser, RerankConfig, only=("threads",))
     _add_axes(parser)
     asked = flags.parse(parser, argv)
-    threads = asked.given(RerankConfig).get("threads")
+    threads, model = asked.given(RerankConfig).get("threads"), asked.get("resume_model")
+    if model is not None and not model.is_file():
+        raise InputError(f"--resume_model {model}: no such file")
     return TuningOptions(
         run=asked.get("run"),
         test_run=asked.get("test_run"),
         output=asked.get("output_dir") or asked.get("run") / "tuning",
-        model=asked.get("resume_model"),
+        model=model,
         axes=asked.config(Axes),
         threads=RerankConfig(threads=threads).threads,
     )

@@ -211,8 +211,16 @@ def gain(outcome: Outcome, before: np.ndarray) -> Gain:
 
 
 def best_first(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """By figure; of equal ones the faster first, of equally fast ones in the order given."""
-    return sorted(outcomes, key=lambda outcome: (-round(outcome.figure, 9), outcome.ms))
+    """By figure; of equal ones the smaller top_k, then num_features, then in the order given.
+
+    What is chosen so does not hang on times, which are never measured alike twice.
+    """
+
+    def key(outcome: Outcome) -> tuple[float, int, float]:
+        num_features = outcome.setting.num_features or np.inf  # None: all
+        return -round(outcome.figure, 9), outcome.setting.top_k, num_features
+
+    return sorted(outcomes, key=key)
 
 
 def choose(best: Outcome, gained: Gain) -> RerankConfig | None:
