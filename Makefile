@@ -44,6 +44,7 @@ EVAL = $(lastword $(sort $(wildcard logs/demo/eval/*)))
 TRAIN = $(lastword $(sort $(wildcard logs/demo/train/*)))
 
 figures: $(VENV)/.installed
+	$(if $(EVAL),,$(error no run in logs/demo/eval: make demo first))
 	$(SHOW) rerank --run $(EVAL) --query 134 --output images/rerank.jpg
 	$(SHOW) attention --run $(EVAL) --query 134 --output images/attention.jpg
 	$(SHOW) matches --run $(EVAL) --query 134 --output images/features_match.jpg
