@@ -60,9 +60,10 @@ class Camera:
     def rays(self, step: int) -> np.ndarray:
         """(h, w, 3) float32 unit vectors, in the world, through every `step`th pixel."""
         x, y = np.meshgrid(np.arange(0, self.width, step), np.arange(0, self.height, step))
-        seen = np.stack([x, y, np.ones_like(x)], axis=2) @ np.linalg.inv(self.intrinsics()).T
-        seen = seen / np.linalg.norm(seen, axis=2, keepdims=True)
-        return (seen @ self.rotation()).astype(np.float32)
+        pixels = np.stack([x, y, np.ones_like(x)], axis=2)
+        seen = pixels @ np.linalg.inv(self.intrinsics()).T
+        unit = seen / np.linalg.norm(seen, axis=2, keepdims=True)
+        return (unit @ self.rotation()).astype(np.float32)
 
     def supersampled(self, factor: int) -> "Camera":
         """The same camera with pixels `factor` times as fine."""
