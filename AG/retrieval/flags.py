@@ -99,7 +99,7 @@ HELP = {
     "bits": "length of a Hamming signature",
     "aggregate": "one signature for the features of an image in a word (ASMK)",
     "weight": "of a Hamming distance",
-    "ht": "largest Hamming distance that counts; default: 1/2 of the bits (soft, hard: 3/8)",
+    "ht": "largest Hamming distance that counts; default: 7/16 of the bits (soft, hard: 3/8)",
     "sigma": "of the soft weight; default: a quarter of the bits",
     "power": "of the power weight",
     "burst": "do not damp several features of an image that match one query feature",

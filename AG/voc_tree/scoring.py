@@ -26,8 +26,8 @@ class ScoreConfig:
     bits:      of a signature.
     aggregate: one signature for all features of an image in a word (ASMK*).
     weight:    of a Hamming distance h up to ``ht``: "power" (1 − 2h/bits) ** power, "soft"
-               exp(−h²/sigma²), or "hard" 1. None: ht is 3/8 of the bits ("power": half of them,
-               where the weight is 0), sigma a quarter.
+               exp(−h²/sigma²), or "hard" 1. None: ht is 3/8 of the bits ("power": 7/16, beyond
+               which the weight is below 0.002), sigma a quarter.
     burst:     several features of an image that match one query feature count as the square root of
                their number (Jégou et al., "On the burstiness of visual elements", CVPR 2009).
     nodes:     words are the "leaves" of the tree, or "all" nodes down to them (l1 and cosine only).
@@ -58,7 +58,7 @@ class ScoreConfig:
         """The largest Hamming distance that counts."""
         if self.ht is not None:
             return self.ht
-        return self.bits // 2 if self.weight == "power" else self.bits * 3 // 8
+        return self.bits * 7 // 16 if self.weight == "power" else self.bits * 3 // 8
 
     def weights(self) -> np.ndarray:
         """(bits + 1,) float32: the weight of each Hamming distance."""
