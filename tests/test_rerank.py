@@ -81,7 +81,7 @@ def test_equals_the_obvious_loop(city):
             points = queries[q].keypoints[pairs[:, 0]], database[d].keypoints[pairs[:, 1]]
             counts.append(verify(*points, config.verify).num_inliers)
         np.testing.assert_array_equal(found.num_inliers[q], counts)
-        keys = [(-max(n - 2.0, 0), -s) for n, s in zip(counts, similarity[q], strict=False)]
+        keys = [(-max(n - 2.0, 0), -s) for n, s in zip(counts, similarity[q, :9], strict=True)]
         head = [int(row[i]) for i in sorted(range(9), key=keys.__getitem__)]
         assert found.ranking[q].tolist() == head + row[9:].tolist()
         by_id = dict(zip(row, similarity[q], strict=True))
