@@ -14,14 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from retrieval import flags, metrics, options, report, training
-from retrieval.steps import Steps
+from retrieval import files, metrics, report
+from retrieval.commands import flags, script
+from retrieval.commands.steps import Steps
 
 log = logging.getLogger("demo")
 
 AG = os.path.relpath(Path(__file__).parent)
-FOLDER = options.LOGS / "demo"
-CITY = options.CACHE / "toy_city"
+FOLDER = script.LOGS / "demo"
+CITY = script.CACHE / "toy_city"
 
 DATA = f"--dataset_folder {CITY} --image_size 112 --resize_test_imgs"
 NETWORK = "--backbone resnet18 --fm_reduction_dim 128 --reduction"
@@ -37,7 +38,7 @@ ONLY_LOCAL = "--epochs_num 1 --iterations_per_epoch 100"
 
 def last_run(step: str) -> Path:
     """The newest run folder of a step."""
-    return training.newest_folder(FOLDER / step)
+    return files.newest_folder(FOLDER / step)
 
 
 def result_of(step: str) -> dict[str, Any]:
@@ -126,4 +127,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    options.run(main)
+    script.run(main)

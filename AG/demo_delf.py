@@ -13,15 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from example import options as example_options
-from retrieval import flags, options
+from retrieval.commands import flags, script
+from retrieval.commands.steps import Steps
 from retrieval.errors import InputError
-from retrieval.steps import Steps
 
 log = logging.getLogger("demo")
 
 AG = os.path.relpath(Path(__file__).parent)
-FOLDER = options.LOGS / "demo_delf"
-DATA = options.CACHE / "toy_sfm"
+FOLDER = script.LOGS / "demo_delf"
+DATA = script.CACHE / "toy_sfm"
 TEST = "toytown"
 
 TOY = "--train_streets 5 --val_streets 1 --test_streets 3 --image_size 256"
@@ -90,4 +90,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    options.run(main)
+    script.run(main)

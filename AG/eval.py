@@ -13,22 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from retrieval import (
-    delg,
-    evaluation,
-    evaluation_options,
-    options,
-    report,
-    saved_run,
-    training,
-)
-from retrieval.delg import Delg
+from retrieval import devices, evaluation, files, progress, protocol, report, saved_run
+from retrieval.commands import evaluate, script
+from retrieval.commands.evaluate import EvaluationOptions
+from retrieval.data.images import check_headers
+from retrieval.data.photo_sets import EvaluationSet, open_set
+from retrieval.drawing import looks
+from retrieval.drawing.html_report.content import ReportContent
+from retrieval.drawing.html_report.page import write_report
 from retrieval.evaluation import Ranked
-from retrieval.evaluation_options import EvaluationOptions
-from retrieval.evaluation_sets import EvaluationSet, open_set
-from retrieval.html_report.content import ReportContent
-from retrieval.html_report.page import write_report
-from retrieval.images import check_headers
+from retrieval.networks import delg
+from retrieval.networks.delg import Delg
 
 log = logging.getLogger("eval")
 
@@ -37,11 +32,11 @@ def load_network(asked: EvaluationOptions) -> tuple[Delg, str]:
     """The network on its device, and what its weights are."""
     torch.manual_seed(asked.seed)  # for --pretrained none
     model, loaded = delg.create(asked.network, asked.weights)
-    evaluation_options.check_weights_suffice(
+    evaluate.check_weights_suffice(
         asked.weights, asked.network, loaded, with_local=asked.rerank is not None
     )
     log.info("network: %s\nweights: %s", model.backbone.describe(), loaded)
-    return model.to(training.choose_device(asked.device)), str(loaded)
+    return model.to(devices.choose_device(asked.device)), str(loaded)
 
 
 def depth_of(asked: EvaluationOptions, photos: EvaluationSet) -> int:
@@ -72,28 +67,28 @@ def figures_of(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Rank, re-rank, score; print the table, write it with its protocol and all pictures."""
-    asked = evaluation_options.read_evaluation(__doc__, argv)
+    asked = evaluate.read_evaluation(__doc__, argv)
     photos = open_set(asked.folders, asked.positives, labels=asked.labels)
-    check_headers([*photos.queries, *photos.database], progress=evaluation.header_bar)
+    check_headers([*photos.queries, *photos.database], progress=progress.header_bar)
     model, weights = load_network(asked)
     log.info("%d queries, %d database images", len(photos.queries), len(photos.database))
     if asked.rerank_config is not None:
         how = "no re-ranking as %s says" if asked.rerank is None else "re-ranking as %s says"
         log.info(how, asked.rerank_config)
-    run = training.new_folder(asked.root)
-    clock = evaluation.Clock()
+    run = files.new_folder(asked.root)
+    clock = progress.Clock()
     skipped: list[str] | None = [] if asked.skip_bad_images else None
 
     depth = depth_of(asked, photos)
     ranked = evaluation.rank(model, photos, asked.extract, depth, skipped=skipped, clock=clock)
     rankings = {"global": ranked.ranking}
-    stamp = evaluation.protocol(model, photos, asked.extract, asked.seed, weights)
+    stamp = protocol.protocol(model, photos, asked.extract, asked.seed, weights)
     result: dict[str, Any] = {"feature_store": None}
     local, num_inliers = None, None
     if asked.rerank is not None:
         projection = evaluation.learn_projection(model, asked.pca, asked.extract, clock)
         store = evaluation.open_store(
-            options.CACHE / "features", model, photos, asked.extract, projection
+            script.CACHE / "features", model, photos, asked.extract, projection
         )
         shortlists = ranked.ranking[:, : asked.rerank.top_k]
         local = evaluation.local_features(
@@ -143,11 +138,11 @@ def write_pictures(
     if asked.save_descriptors:
         np.save(run / "queries_descriptors.npy", ranked.queries)
         np.save(run / "database_descriptors.npy", ranked.database)
-    report.save_strips(
+    looks.save_strips(
         *(run / "preds", content.photos, ranking, asked.num_preds_to_save),
         only_wrong=asked.save_only_wrong_preds,
     )
 
 
 if __name__ == "__main__":
-    options.run(main)
+    script.run(main)

@@ -9,10 +9,10 @@ import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
 
-from retrieval import flags
-from retrieval.download import download, unpack
-from retrieval.evaluation import progress_bar
-from retrieval.options import run
+from retrieval.commands import flags
+from retrieval.commands.script import run
+from retrieval.data.download import download, unpack
+from retrieval.progress import progress_bar
 
 log = logging.getLogger("get_data")
 

@@ -47,6 +47,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 if __name__ == "__main__":
     # Here, since the rendering processes import this file too, and they need no network.
-    from retrieval.options import run
+    from retrieval.commands.script import run
 
     run(main)

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+from retrieval.data.sfm_pairs import image_path
 from retrieval.errors import InputError
-from retrieval.sfm_pairs import image_path
 from toy_city.city import take_picture
 from toy_city.plan import ANY_TIME, FIRST_DRIVE, View
 from toy_city.scene import Camera
@@ -290,6 +290,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 if __name__ == "__main__":
     # Here, since the rendering processes import this file too, and they need no network.
-    from retrieval.options import run
+    from retrieval.commands.script import run
 
     run(main)

@@ -9,9 +9,14 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from retrieval import checkpoint, cosplace_training, delg, evaluation, options, places, report
-from retrieval.evaluation_sets import open_places
-from retrieval.images import check_headers
+from retrieval import checkpoint, evaluation, progress, report
+from retrieval.commands import options, script
+from retrieval.data import places
+from retrieval.data.images import check_headers
+from retrieval.data.photo_sets import open_places
+from retrieval.drawing import looks
+from retrieval.networks import delg
+from retrieval.training import cosplace_training
 
 log = logging.getLogger("train")
 
@@ -19,12 +24,12 @@ log = logging.getLogger("train")
 def main(argv: Sequence[str] | None = None) -> None:
     """Train; the best epoch is that of the best global R@1 on the validation set."""
     asked = options.read_training(__doc__, argv, only_local=False)
-    paths, groups = places.load_groups(asked.train_folder, asked.recipe.groups, options.CACHE)
+    paths, groups = places.load_groups(asked.train_folder, asked.recipe.groups, script.CACHE)
     val_set = open_places(asked.val_folder, asked.positives)
     test = asked.test_folder
     test_set = None if test is None else open_places(test, asked.positives)
     photos = [*paths, *val_set.queries, *val_set.database]
-    check_headers(photos, progress=evaluation.header_bar)
+    check_headers(photos, progress=progress.header_bar)
 
     torch.manual_seed(asked.recipe.train.seed)
     model, loaded = delg.create(asked.network, asked.weights)
@@ -45,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         checkpoint.load_state(model, checkpoint.load(best)["model"], best)
         ranked = evaluation.rank(model, test_set, asked.extract, k=max(asked.recall_values))
         recalls = evaluation.score(ranked.ranking, test_set.ground_truth, asked.recall_values)
-        report.save_strips(
+        looks.save_strips(
             *(best.parent / "preds", test_set, ranked.ranking, asked.num_preds_to_save),
             only_wrong=asked.save_only_wrong_preds,
         )
@@ -53,4 +58,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    options.run(main)
+    script.run(main)

@@ -12,9 +12,13 @@ from pathlib import Path
 
 import torch
 
-from retrieval import cosplace_training, delg, evaluation, options, places
-from retrieval.evaluation_sets import open_places
-from retrieval.images import check_headers
+from retrieval import evaluation, progress
+from retrieval.commands import options, script
+from retrieval.data import places
+from retrieval.data.images import check_headers
+from retrieval.data.photo_sets import open_places
+from retrieval.networks import delg
+from retrieval.training import cosplace_training
 
 log = logging.getLogger("train_only_local")
 
@@ -22,10 +26,10 @@ log = logging.getLogger("train_only_local")
 def main(argv: Sequence[str] | None = None) -> None:
     """Train; global recalls are constant, so the best epoch is that of the best re-ranked R@1."""
     asked = options.read_training(__doc__, argv, only_local=True)
-    paths, groups = places.load_groups(asked.train_folder, asked.recipe.groups, options.CACHE)
+    paths, groups = places.load_groups(asked.train_folder, asked.recipe.groups, script.CACHE)
     val_set = open_places(asked.val_folder, asked.positives)
     photos = [*paths, *val_set.queries, *val_set.database]
-    check_headers(photos, progress=evaluation.header_bar)
+    check_headers(photos, progress=progress.header_bar)
 
     torch.manual_seed(asked.recipe.train.seed)
     model, loaded = delg.create(asked.network, asked.weights)
@@ -53,4 +57,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    options.run(main)
+    script.run(main)

@@ -17,22 +17,17 @@ from dataclasses import replace
 
 import torch
 
-from retrieval import (
-    checkpoint,
-    delg,
-    evaluation,
-    options,
-    plots,
-    report,
-    rerank_file,
-)
+from retrieval import checkpoint, progress, report, rerank_file
+from retrieval.commands import script
+from retrieval.commands.tune import TuningOptions, read_tuning
+from retrieval.drawing import figures
+from retrieval.networks import delg
 from retrieval.rerank import RerankConfig
 from retrieval.saved_run import SavedRun, open_run
-from retrieval.tuning import grid, search, tables
-from retrieval.tuning.options import TuningOptions, read_tuning
-from retrieval.tuning.plots import panels
-from retrieval.tuning.search import Outcome
+from retrieval.tuning import search_space, tables, try_settings
 from retrieval.tuning.tables import Measured
+from retrieval.tuning.try_settings import Outcome
+from retrieval.tuning.tuning_figure import panels
 
 log = logging.getLogger("tune")
 
@@ -46,23 +41,23 @@ def open_runs(asked: TuningOptions) -> dict[str, SavedRun]:
         network = delg.resolve_config(stamp["network"], str(asked.model))
         model, _ = delg.create(network, str(asked.model))
         run = open_run(asked.run, checkpoint.weights_hash(model.state_dict()))
-    search.check_labels(run)
+    try_settings.check_labels(run)
     if asked.test_run is None:
         return {"validation": run}
     test = open_run(asked.test_run, stamp["weights_sha256"])
-    search.check_labels(test)
-    search.check_comparable(run, test)
+    try_settings.check_labels(test)
+    try_settings.check_comparable(run, test)
     return {"validation": run, "test": test}
 
 
 def evaluate(
     run: SavedRun, settings: Sequence[RerankConfig], asked: TuningOptions, name: str
 ) -> list[Outcome]:
-    """`search.evaluate` with a progress bar."""
-    pairs = len(search.shortlists(run, settings).pairs)
-    total = pairs * len(grid.geometries(settings))
-    with evaluation.progress_bar(desc=name, total=total, unit="verified", unit_scale=True) as bar:
-        return search.evaluate(
+    """`try_settings.evaluate` with a progress bar."""
+    pairs = len(try_settings.shortlists(run, settings).pairs)
+    total = pairs * len(search_space.geometries(settings))
+    with progress.progress_bar(desc=name, total=total, unit="verified", unit_scale=True) as bar:
+        return try_settings.evaluate(
             run, settings, asked.output / "counts", threads=asked.threads, progress=bar.update
         )
 
@@ -71,7 +66,7 @@ def measure(test: SavedRun, best: RerankConfig, asked: TuningOptions) -> dict[st
     """The setting that was best on validation, and the defaults, on the test split."""
     default = RerankConfig()
     default = replace(default, top_k=min(default.top_k, test.with_local()[0].top_k))
-    before = search.before(test)
+    before = try_settings.before(test)
     return {
         name: tables.measured(evaluate(test, [setting], asked, f"test, {name}")[0], before)
         for name, setting in {"best of validation": best, "defaults": default}.items()
@@ -84,31 +79,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = open_runs(asked)
     run, test = runs["validation"], runs.get("test")
     base, _ = run.with_local()
-    settings = grid.grid(asked.axes, base)
+    settings = search_space.grid(asked.axes, base)
     for each in runs.values():
-        search.check_depth(each, settings)
+        try_settings.check_depth(each, settings)
     log.info("validation: %d queries of %s", len(run.photos.queries), run.photos.folder)
     log.info("%s", tables.plan(asked.axes, base, settings))
 
-    outcomes = search.best_first(evaluate(run, settings, asked, "validation"))
+    outcomes = try_settings.best_first(evaluate(run, settings, asked, "validation"))
     metric = tables.metric_of(run.photos.ground_truth)
-    best = tables.measured(outcomes[0], search.before(run))
+    best = tables.measured(outcomes[0], try_settings.before(run))
     log.info("\nbest\n%s", tables.best_table(outcomes, metric))
     log.info("\nPareto front\n%s", tables.front_table(outcomes, metric, best.before))
 
     tested = {} if test is None else measure(test, best.outcome.settled, asked)
     told = tables.summary(metric, len(settings), best, tested)
     log.info("\n%s", "\n".join(told))
-    chosen = search.choose(best.outcome, best.gain)
+    chosen = try_settings.choose(best.outcome, best.gain)
     content = tables.as_json(outcomes, metric, best, tested)
     content |= {f"protocol_{name}": each.result["protocol"] for name, each in runs.items()}
     report.write_json(asked.output / "tuning.json", content)
     figure = panels(outcomes, best.before, metric)
-    plots.save(figure, asked.output / "tuning.png")
+    figures.save(figure, asked.output / "tuning.png")
     comment = [f"Written by tune.py from {run.folder}", *told]
     rerank_file.write_rerank(asked.output / "rerank.toml", chosen, comment)  # last: it is complete
     log.info("\nwritten: tuning.json, tuning.png, rerank.toml in %s", asked.output)
 
 
 if __name__ == "__main__":
-    options.run(main)
+    script.run(main)

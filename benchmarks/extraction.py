@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from retrieval import extraction, training
-from retrieval.delg import Delg, DelgConfig
+from retrieval import devices, extraction
 from retrieval.extraction import ExtractConfig
 from retrieval.features import FeatureStore
+from retrieval.networks.delg import Delg, DelgConfig
 
 
 def write_photos(folder: Path, count: int, size: int) -> list[Path]:
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     asked = parser.parse_args()
-    device = training.choose_device("auto")
+    device = devices.choose_device("auto")
     network = DelgConfig(backbone=asked.backbone, reduction=True)
     model = Delg(network, "none").eval().to(device).to(memory_format=torch.channels_last)
     config = ExtractConfig(infer_batch_size=asked.batch)
@@ -61,7 +61,7 @@ def main() -> None:
 
     @torch.inference_mode()
     def forward(network: Callable[[torch.Tensor], object]) -> None:
-        with training.autocast(device, config.precision):
+        with devices.autocast(device, config.precision):
             for _ in range(asked.images // asked.batch):
                 network(ready)
         if device.type == "cuda":

@@ -22,11 +22,12 @@ import numpy as np
 import torch
 from scipy.spatial import cKDTree
 
-from retrieval import extraction, ground_truth, images, whitening
-from retrieval.delg import Delg, DelgConfig
+from retrieval import extraction, whitening
+from retrieval.data import ground_truth, images
 from retrieval.features import LocalFeatures
 from retrieval.geometry import VerifyConfig, verify_matches
 from retrieval.matching import MatchConfig, match
+from retrieval.networks.delg import Delg, DelgConfig
 from retrieval.ransac import load_backend
 from retrieval.rerank import RerankConfig, rerank
 

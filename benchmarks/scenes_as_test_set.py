@@ -10,7 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from retrieval import images
+from retrieval.data import images
 
 
 def main() -> None:

@@ -18,15 +18,15 @@ from pathlib import Path
 
 import numpy as np
 
-from retrieval import evaluation, saved_run
+from retrieval import progress, saved_run
+from retrieval.data.photo_sets import EvaluationSet
+from retrieval.data.positives import Positives
 from retrieval.evaluation import LocalSource, Ranked
-from retrieval.evaluation_sets import EvaluationSet
 from retrieval.features import FeatureStore, LocalFeatures
-from retrieval.metrics import Positives
 from retrieval.rerank import RerankConfig
 from retrieval.saved_run import SavedRun
-from retrieval.tuning import grid, search
-from retrieval.tuning.grid import Axes
+from retrieval.tuning import search_space, try_settings
+from retrieval.tuning.search_space import Axes
 
 BAR = 180.0  # seconds
 QUERIES, DEPTH, DATABASE = 500, 20, 640
@@ -58,23 +58,25 @@ def main() -> None:
 def measure(run: SavedRun, folder: Path) -> None:
     """Search twice, the second time from saved counts; print seconds."""
     base, _ = run.with_local()
-    settings = grid.grid(AXES, base)
-    geometries = len(grid.geometries(settings))
-    pairs = len(search.shortlists(run, settings).pairs)
+    settings = search_space.grid(AXES, base)
+    geometries = len(search_space.geometries(settings))
+    pairs = len(try_settings.shortlists(run, settings).pairs)
     queries = int((run.ranked.ranking[:, 0] >= 0).sum())
     print(f"{len(settings)} settings, {geometries} geometries, {queries} queries, {pairs} pairs")
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before")
     slowest = 0.0
     for name in ("counting and ordering", "ordering alone"):
         start, processor = time.perf_counter(), time.process_time()
-        with evaluation.progress_bar(total=pairs * geometries, unit_scale=True) as bar:
-            outcomes = search.evaluate(run, settings, folder, progress=bar.update)
+        with progress.progress_bar(total=pairs * geometries, unit_scale=True) as bar:
+            outcomes = try_settings.evaluate(run, settings, folder, progress=bar.update)
         seconds, used = time.perf_counter() - start, time.process_time() - processor
         print(f"{name:24s}{seconds:7.1f} s by the clock, {used:7.1f} s of processor")
         slowest = max(slowest, seconds)
     print(f"the bar is {BAR:.0f} s: {BAR / slowest:.1f}x")
-    best = search.best_first(outcomes)[0]
-    print(f"global {search.before(run).mean():.1f}, best {best.figure:.1f} at {best.ms:.1f} ms")
+    best = try_settings.best_first(outcomes)[0]
+    print(
+        f"global {try_settings.before(run).mean():.1f}, best {best.figure:.1f} at {best.ms:.1f} ms"
+    )
 
 
 def first_of(run: SavedRun) -> SavedRun:

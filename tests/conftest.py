@@ -6,12 +6,12 @@ import pytest
 import torch
 from PIL import Image
 
-from retrieval import options
+from retrieval import devices
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _kept_memory():
-    options.keep_freed_memory()
+    devices.keep_freed_memory()
 
 
 @pytest.fixture(autouse=True)

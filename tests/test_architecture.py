@@ -50,6 +50,38 @@ def test_there_are_no_import_circles():
         visit(name, ())
 
 
+# A room imports from its own wing and from those before it; see docs/architecture.md.
+WINGS = [
+    "errors files progress devices checkpoint whitening",
+    "data",
+    "networks",
+    "features feature_folders extraction search matching ransac geometry "
+    "verification rerank rerank_file metrics evaluation protocol report saved_run query_reranking",
+    "training",
+    "drawing",
+    "tuning",
+    "commands",
+    "example voc_tree",
+]
+LEVEL = {room: level for level, wing in enumerate(WINGS) for room in wing.split()}
+
+
+def level_of(name: str) -> int:
+    """The wing of a module; the front door stands above its own library and below the commands."""
+    parts = [part for part in name.split(".") if part != "retrieval"]
+    return LEVEL[parts[0]] if parts else LEVEL["commands"]
+
+
+def test_the_wings_stand_in_order():
+    upward = [
+        f"{name} -> {other}"
+        for name, found in GRAPH.items()
+        for other in found & GRAPH.keys() - {"retrieval"}
+        if level_of(other) > level_of(name)
+    ]
+    assert not upward
+
+
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
 def test_packages_import_only_what_lies_below_them(path):
     package = module_name(path).split(".")[0]
@@ -91,8 +123,8 @@ def test_nothing_happens_at_import(path):
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
-def test_only_options_and_flags_look_at_argparse(path):
-    if "options" not in path.stem and path.stem != "flags":
+def test_only_commands_look_at_argparse(path):
+    if "commands" not in path.parts and path.stem != "options":
         assert "argparse" not in imports(path)
 
 

@@ -10,9 +10,9 @@ import torchvision
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from retrieval import backbone
-from retrieval.backbone import BACKBONES, Trunk
 from retrieval.errors import InputError
+from retrieval.networks import backbone
+from retrieval.networks.backbone import BACKBONES, Trunk
 
 
 def images(batch=2, height=64, width=96):

@@ -11,8 +11,8 @@ import torch
 import torchvision
 
 from retrieval import checkpoint
-from retrieval.delg import Delg, DelgConfig, create
 from retrieval.errors import InputError
+from retrieval.networks.delg import Delg, DelgConfig, create
 
 CONFIG = DelgConfig(reduction=True, fm_reduction_dim=16, fc_output_dim=24, attention_dim=32)
 

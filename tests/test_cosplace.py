@@ -3,12 +3,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from retrieval.cosplace import Augmentation, AugmentConfig, Draws
-from retrieval.cosplace_training import sizes
-from retrieval.delg import Delg, DelgConfig
-from retrieval.losses import LossConfig
-from retrieval.objective import Objective, make_classifiers
-from retrieval.places import Group
+from retrieval.data.places import Group
+from retrieval.networks.delg import Delg, DelgConfig
+from retrieval.training.cosplace_batches import Augmentation, AugmentConfig, Draws
+from retrieval.training.cosplace_training import sizes
+from retrieval.training.losses import LossConfig
+from retrieval.training.objective import Objective, make_classifiers
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_each_class_is_drawn_once_before_any_is_drawn_again(paths, group):
 
 
 def test_every_image_of_a_class_is_drawn(paths, group, monkeypatch):
-    from retrieval import images
+    from retrieval.data import images
 
     read = []
     original = images.read_image

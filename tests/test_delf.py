@@ -8,12 +8,12 @@ import torchvision
 from scipy.ndimage import map_coordinates
 from torch import nn
 
-from retrieval import delf_weights
 from retrieval.checkpoint import save
-from retrieval.delf import Attention, Delf, DelfConfig, MultiScale, _refine
 from retrieval.errors import InputError
-from retrieval.pooling import GeM
-from retrieval.regional import Regional, regions
+from retrieval.networks import delf_weights
+from retrieval.networks.delf import Attention, Delf, DelfConfig, MultiScale, _refine
+from retrieval.networks.pooling import GeM
+from retrieval.networks.rmac import Regional, regions
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from retrieval import losses
-from retrieval.delg import (
+from retrieval.errors import InputError
+from retrieval.networks.delg import (
     Attention,
     Autoencoder,
     Delg,
@@ -15,7 +15,7 @@ from retrieval.delg import (
     attention_pool,
     create,
 )
-from retrieval.errors import InputError
+from retrieval.training import losses
 
 REDUCED = DelgConfig(reduction=True, fm_reduction_dim=16, fc_output_dim=24, attention_dim=32)
 PLAIN = DelgConfig(fc_output_dim=24, attention_dim=32)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import get_data
-from retrieval.download import download, unpack
+from retrieval.data.download import download, unpack
 from retrieval.errors import InputError
 
 DATA = bytes(range(256)) * 20_000

@@ -6,17 +6,12 @@ import torch
 from PIL import Image
 
 from retrieval import evaluation, report
-from retrieval.delg import Delg, DelgConfig
+from retrieval.data.ground_truth import Positives
+from retrieval.data.photo_sets import Folders, PositivesConfig, open_folders, open_places, open_set
+from retrieval.drawing import looks
 from retrieval.errors import InputError
-from retrieval.evaluation_sets import (
-    Folders,
-    PositivesConfig,
-    open_folders,
-    open_places,
-    open_set,
-)
 from retrieval.extraction import ExtractConfig
-from retrieval.ground_truth import Positives
+from retrieval.networks.delg import Delg, DelgConfig
 from retrieval.rerank import RerankConfig
 
 SETTING = ExtractConfig(num_workers=0, precision="fp32")
@@ -194,8 +189,8 @@ def test_without_labels_there_are_predictions_and_no_figures(places, tmp_path):
 def test_strips_show_the_wrong_queries_only_if_asked(places, tmp_path):
     photos = open_places(places, PositivesConfig())
     ranking = np.array([[0, 1], [0, 3], [6, 7]])
-    every = report.save_strips(tmp_path / "all", photos, ranking, 10)
-    wrong = report.save_strips(tmp_path / "wrong", photos, ranking, 10, only_wrong=True)
+    every = looks.save_strips(tmp_path / "all", photos, ranking, 10)
+    wrong = looks.save_strips(tmp_path / "wrong", photos, ranking, 10, only_wrong=True)
     assert [file.name for file in every] == ["0000.jpg", "0001.jpg", "0002.jpg"]
     assert [file.name for file in wrong] == ["0001.jpg"]
 

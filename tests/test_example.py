@@ -15,11 +15,12 @@ import torch
 
 from example import attention, extract_features, finetuning, options
 from example.scales import parse_scales
-from retrieval import checkpoint, training
+from retrieval import checkpoint, errors
+from retrieval.data.sfm_pairs import image_path
 from retrieval.errors import InputError
 from retrieval.feature_folders import open_feature_folder
-from retrieval.revisited_report import revisited_lines
-from retrieval.sfm_pairs import image_path
+from retrieval.report import revisited_lines
+from retrieval.training import run_folder
 
 SHARED = (
     "--gpu-id '3' --training-dataset 'retrieval-SfM-120k' --test-datasets 'roxford5k,rparis6k' "
@@ -121,7 +122,7 @@ def test_the_steps_find_each_other_by_that_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for step in ("models", "attention_models"):
         (tmp_path / step / LONG_NAME).mkdir(parents=True)
-        (tmp_path / step / LONG_NAME / training.BEST_MODEL).touch()
+        (tmp_path / step / LONG_NAME / run_folder.BEST_MODEL).touch()
     line = ["./attention_models", *shlex.split(SHARED), "--param-directory", "./models"]
     asked = options.read_tuning(None, line, attention=True)
     assert asked.pretrained == f"models/{LONG_NAME}/best_model.pth"
@@ -197,7 +198,7 @@ def test_flags_that_cannot_be_are_refused(line, message):
 
 def test_a_missing_run_is_named_with_those_that_are_there(tmp_path):
     (tmp_path / "models" / "other_run").mkdir(parents=True)
-    (tmp_path / "models" / "other_run" / training.BEST_MODEL).touch()
+    (tmp_path / "models" / "other_run" / run_folder.BEST_MODEL).touch()
     with pytest.raises(InputError, match=r"--param-directory is needed"):
         options.read_tuning(None, ["x"], attention=True)
     line = ["x", "--param-directory", str(tmp_path / "models")]
@@ -225,7 +226,7 @@ def test_lines_are_those_of_the_readme():
 
 
 def weights(root):
-    return checkpoint.load(only_folder(root) / training.LAST_CHECKPOINT)
+    return checkpoint.load(only_folder(root) / run_folder.LAST_CHECKPOINT)
 
 
 def assert_same_training(first, second):
@@ -254,7 +255,7 @@ def test_a_resumed_training_ends_as_one_that_never_stopped(tmp_path, data, monke
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(finetuning.Tuner, "_take_step", interrupted)
-    with pytest.raises(training.Stopped):
+    with pytest.raises(errors.Stopped):
         finetuning.main([killed, *flags(data, epochs=2)])
     state = weights(killed)
     assert (state["epoch"], state["step"]) == (1, 1)
@@ -364,8 +365,8 @@ def test_the_tree_searches_the_extracted_features(chain):
 
 def test_the_attention_leaves_the_network_as_it_was(chain):
     root, _ = chain
-    before = checkpoint.load(only_folder(root / "models") / training.BEST_MODEL)["model"]
-    after = checkpoint.load(only_folder(root / "attention_models") / training.BEST_MODEL)["model"]
+    before = checkpoint.load(only_folder(root / "models") / run_folder.BEST_MODEL)["model"]
+    after = checkpoint.load(only_folder(root / "attention_models") / run_folder.BEST_MODEL)["model"]
     assert all(torch.equal(tensor, after[key]) for key, tensor in before.items())
     assert set(after) - set(before) == {
         f"attention.{layer}.{kind}" for layer in ("conv1", "conv2") for kind in ("weight", "bias")
@@ -457,7 +458,7 @@ def test_a_broken_photo_is_named(tmp_path, data):
 def test_a_folder_in_use_is_left_alone(tmp_path, data):
     line = ["--data-root", str(data), "--test-datasets", "", *flags(data)]
     asked = options.read_tuning(None, [str(tmp_path / "m"), *line], attention=False)
-    busy = training.RunFolder(asked.folder, {})
+    busy = run_folder.RunFolder(asked.folder, {})
     with pytest.raises(InputError, match="another process is training there"):
         finetuning.tune(asked)
     busy.close()

@@ -3,7 +3,7 @@ from typing import Literal
 
 import pytest
 
-from retrieval import flags
+from retrieval.commands import flags
 from retrieval.errors import InputError
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from retrieval import ground_truth, metrics, places
+from retrieval import metrics
+from retrieval.data import ground_truth, places, positives
 from retrieval.errors import InputError
 
 
@@ -33,7 +34,7 @@ def test_by_distance_against_all_pairs(max_angle):
     rng = np.random.default_rng(0)
     queries, database = rng.uniform(0, 100, (40, 2)), rng.uniform(0, 100, (150, 2))
     headings = rng.uniform(0, 360, 40), rng.uniform(-360, 720, 150)
-    found = ground_truth.by_distance(queries, database, 25, *headings, max_angle)
+    found = positives.by_distance(queries, database, 25, *headings, max_angle)
     for query in range(40):
         expected = []
         for row in range(150):
@@ -49,22 +50,22 @@ def test_by_distance_against_all_pairs(max_angle):
 def test_by_distance_takes_the_threshold_in_at_utm_size():
     query = np.array([[548240.0, 4180741.0]])
     database = query + [[25.0, 0.0], [0.0, -25.0], [25.001, 0.0], [15.0, 20.0]]
-    assert as_lists(ground_truth.by_distance(query, database).positives) == [[0, 1, 3]]
+    assert as_lists(positives.by_distance(query, database).positives) == [[0, 1, 3]]
 
 
 def test_by_distance_of_nothing():
     some, none = np.zeros((3, 2)), np.empty((0, 2))
-    assert as_lists(ground_truth.by_distance(some, none).positives) == [[], [], []]
-    assert ground_truth.by_distance(none, some).positives == []
-    assert as_lists(ground_truth.by_distance(some, some[:1], max_angle=None).junk) == [[], [], []]
+    assert as_lists(positives.by_distance(some, none).positives) == [[], [], []]
+    assert positives.by_distance(none, some).positives == []
+    assert as_lists(positives.by_distance(some, some[:1], max_angle=None).junk) == [[], [], []]
 
 
 def test_by_distance_needs_headings_for_an_angle():
     utm, heading = np.zeros((2, 2)), np.array([3.0, np.nan])
     with pytest.raises(InputError, match=r"--positive_angle .* 1 of 2 queries have none"):
-        ground_truth.by_distance(utm, utm, 25, heading, np.zeros(2), 45)
+        positives.by_distance(utm, utm, 25, heading, np.zeros(2), 45)
     with pytest.raises(InputError, match="2 of 2 database images"):
-        ground_truth.by_distance(utm, utm, 25, np.zeros(2), None, 45)
+        positives.by_distance(utm, utm, 25, np.zeros(2), None, 45)
 
 
 def test_by_distance_gives_the_campus_file():
@@ -72,8 +73,8 @@ def test_by_distance_gives_the_campus_file():
     query_paths, *query = places.read_split(folder / "queries")
     database_paths, *database = places.read_split(folder / "database")
     names = [path.name for path in query_paths], [path.name for path in database_paths]
-    by_file = ground_truth.from_file(folder / "positives.csv", *names)
-    computed = ground_truth.by_distance(query[0], database[0], 25, query[1], database[1], 45)
+    by_file = positives.from_file(folder / "positives.csv", *names)
+    computed = positives.by_distance(query[0], database[0], 25, query[1], database[1], 45)
     assert as_lists(by_file.positives) == as_lists(computed.positives)
 
 
@@ -99,21 +100,21 @@ def test_csv(tmp_path):
             ("q 1.jpg", "a/x.jpg"),
         ],
     )
-    found = ground_truth.from_file(path, QUERIES, DATABASE)
+    found = positives.from_file(path, QUERIES, DATABASE)
     assert as_lists(found.positives) == [[0], [1, 2], []]
     assert as_lists(found.junk) == [[], [], []]
     path.write_text("\ufeff" + path.read_text().split("\n", 1)[1])  # no header, a byte-order mark
-    assert as_lists(ground_truth.from_file(path, QUERIES, DATABASE).positives) == [[0], [1, 2], []]
+    assert as_lists(positives.from_file(path, QUERIES, DATABASE).positives) == [[0], [1, 2], []]
 
 
 def test_json_by_rows_and_by_names(tmp_path):
     path = tmp_path / "p.json"
     path.write_text(json.dumps({"positives_per_query": [[3, 0], [], [2, 2]]}))
-    found = ground_truth.from_file(path, QUERIES, DATABASE)
+    found = positives.from_file(path, QUERIES, DATABASE)
     assert as_lists(found.positives) == [[0, 3], [], [2]]
     named = {"q3.jpg": ["y z.jpg"], "q 1.jpg": ["c@;.jpg", "a/x.jpg"], "sub/q2.jpg": []}
     path.write_text(json.dumps(named))
-    again = ground_truth.from_file(path, QUERIES, DATABASE)
+    again = positives.from_file(path, QUERIES, DATABASE)
     assert as_lists(again.positives) == as_lists(found.positives)
 
 
@@ -142,23 +143,23 @@ def test_bad_json(tmp_path, content, message):
     path = tmp_path / "p.json"
     path.write_text(json.dumps(content))
     with pytest.raises(InputError, match=rf"p\.json.*{message}"):
-        ground_truth.from_file(path, QUERIES, DATABASE)
+        positives.from_file(path, QUERIES, DATABASE)
 
 
 def test_bad_files(tmp_path):
     with pytest.raises(InputError, match=r"none\.csv: cannot be read as CSV"):
-        ground_truth.from_file(tmp_path / "none.csv", QUERIES, DATABASE)
+        positives.from_file(tmp_path / "none.csv", QUERIES, DATABASE)
     (tmp_path / "p.json").write_text("{")
     with pytest.raises(InputError, match=r"p\.json: cannot be read as JSON"):
-        ground_truth.from_file(tmp_path / "p.json", QUERIES, DATABASE)
+        positives.from_file(tmp_path / "p.json", QUERIES, DATABASE)
     with pytest.raises(InputError, match=r"\.csv or \.json, not '\.txt'"):
-        ground_truth.from_file(tmp_path / "p.txt", QUERIES, DATABASE)
+        positives.from_file(tmp_path / "p.txt", QUERIES, DATABASE)
     path = write_csv(tmp_path / "p.csv", [("q3.jpg", "a/x.jpg", "b/x.jpg")])
     with pytest.raises(InputError, match="3 cells"):
-        ground_truth.from_file(path, QUERIES, DATABASE)
+        positives.from_file(path, QUERIES, DATABASE)
     path.write_bytes(b"q3.jpg,\xff\xfe")
     with pytest.raises(InputError, match="cannot be read as CSV"):
-        ground_truth.from_file(path, QUERIES, DATABASE)
+        positives.from_file(path, QUERIES, DATABASE)
 
 
 def test_corridor_file():
@@ -166,7 +167,7 @@ def test_corridor_file():
     names = [
         [path.name for path in sorted((folder / part).glob("*.jpg"))] for part in ("query", "ref")
     ]
-    found = ground_truth.from_file(folder / "positives.json", *names)
+    found = positives.from_file(folder / "positives.json", *names)
     for query, rows in enumerate(found.positives):
         assert rows.tolist() == [r for r in range(query - 2, query + 3) if 0 <= r < 111]
 

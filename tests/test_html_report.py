@@ -5,14 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retrieval import metrics, plots, thumbnails
+from retrieval import metrics
+from retrieval.data.photo_sets import EvaluationSet
+from retrieval.data.positives import Positives
+from retrieval.drawing import figures, thumbnails
+from retrieval.drawing.html_report import charts, gallery, pictures
+from retrieval.drawing.html_report.content import ReportContent, outcomes
+from retrieval.drawing.html_report.page import render, stamp, table, write_report
 from retrieval.evaluation import LocalSource, score
-from retrieval.evaluation_sets import EvaluationSet
 from retrieval.features import LocalFeatures
-from retrieval.html_report import charts, gallery, pictures
-from retrieval.html_report.content import ReportContent, outcomes
-from retrieval.html_report.page import render, stamp, table, write_report
-from retrieval.metrics import Positives
 from retrieval.rerank import RerankConfig
 
 NOTHING = LocalFeatures(
@@ -186,8 +187,8 @@ def test_nothing_is_fetched_from_elsewhere(four):
     assert "@import" not in style
     (policy,) = page.all("meta", **{"http-equiv": "Content-Security-Policy"})
     assert policy["content"].startswith("default-src 'none'")
-    assert plots.RIGHT in style
-    assert plots.WRONG in style
+    assert figures.RIGHT in style
+    assert figures.WRONG in style
 
 
 def test_hostile_names_stay_text(photo, tmp_path):

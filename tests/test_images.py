@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from retrieval import images
+from retrieval.data import images
+from retrieval.data.images import ImageError
 from retrieval.errors import InputError
-from retrieval.images import ImageError
 
 
 def photo(width=64, height=48, seed=0):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from pytorch_metric_learning.losses import ArcFaceLoss, CosFaceLoss
 
-from retrieval import losses
+from retrieval.training import losses
 
 DIM, CLASSES, BATCH = 8, 5, 12
 

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from make_toy_sfm import EASY_ANGLE, ToySfmConfig, main, make_toy_sfm, photograph
+from retrieval.data.images import image_size
+from retrieval.data.photo_sets import open_revisited
+from retrieval.data.sfm_pairs import read_pairs
 from retrieval.errors import InputError
-from retrieval.evaluation_sets import open_revisited
-from retrieval.images import image_size
-from retrieval.sfm_pairs import read_pairs
 
 TINY = ToySfmConfig(
     image_size=64, train_streets=1, val_streets=1, test_streets=1, images_per_landmark=4

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from retrieval import metrics
-from retrieval.ground_truth import read_gnd
-from retrieval.metrics import Positives
+from retrieval.data.ground_truth import read_gnd
+from retrieval.data.positives import Positives
 
 
 def as_rows(*lists):

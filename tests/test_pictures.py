@@ -11,19 +11,21 @@ from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.figure import Figure
 from PIL import Image
 
-from retrieval import images, one_query, pictures, plots, thumbnails
-from retrieval.delg import Delg, DelgConfig
+from retrieval import query_reranking
+from retrieval.data import images
+from retrieval.data.photo_sets import EvaluationSet
+from retrieval.data.positives import Positives
+from retrieval.drawing import figures, looks, thumbnails
+from retrieval.drawing.looks import Photo
 from retrieval.errors import InputError
 from retrieval.evaluation import LocalSource, Ranked
-from retrieval.evaluation_sets import EvaluationSet
 from retrieval.extraction import ExtractConfig
 from retrieval.features import LocalFeatures
 from retrieval.geometry import VerifyConfig
-from retrieval.inlier_counts import Geometry
 from retrieval.matching import MatchConfig
-from retrieval.metrics import Positives
-from retrieval.pictures import Photo
+from retrieval.networks.delg import Delg, DelgConfig
 from retrieval.rerank import RerankConfig
+from retrieval.verification import Geometry
 
 EXTRACT = ExtractConfig(num_workers=0, precision="fp32")
 
@@ -59,7 +61,7 @@ def test_the_attention_map_lies_on_the_photo(model, tmp_path, size, patch):
     x, y = patch
     noise = np.random.default_rng(0).integers(0, 2, (24, 24, 3), np.uint8) * 255
     pixels[y - 12 : y + 12, x - 12 : x + 12] = noise
-    figure = pictures.attention(model, save(tmp_path / "a.png", pixels), EXTRACT, 5)
+    figure = looks.attention(model, save(tmp_path / "a.png", pixels), EXTRACT, 5)
     found = peak(figure)
     assert abs(found[0] - (x - 0.5)) <= 16
     assert abs(found[1] - (y - 0.5)) <= 16
@@ -80,7 +82,7 @@ def stored(keypoints, size, seed=0) -> LocalFeatures:
 
 def test_stored_attention_peaks_at_the_strongest_keypoint(tmp_path, photo):
     features = stored([[200, 50], [40, 100], [120, 130]], (256, 160))
-    figure = pictures.stored_attention(Photo(photo("a.png", (256, 160)), features), 2)
+    figure = looks.stored_attention(Photo(photo("a.png", (256, 160)), features), 2)
     assert np.hypot(*np.subtract(peak(figure), (200, 50))) <= 16
     (marks,) = (each for each in figure.axes[1].collections if isinstance(each, PathCollection))
     np.testing.assert_array_equal(marks.get_offsets(), features.keypoints[:2])
@@ -96,7 +98,7 @@ def test_keypoints_lie_on_the_photo_turned_upright(model, tmp_path, orientation)
         save(tmp_path / "upright.png", upright),
         save(tmp_path / "turned.png", as_stored, orientation),
     ]
-    first, second = (pictures.attention(model, path, EXTRACT, 9) for path in paths)
+    first, second = (looks.attention(model, path, EXTRACT, 9) for path in paths)
     for a, b in zip(first.axes[1].images, second.axes[1].images, strict=True):
         np.testing.assert_array_equal(a.get_array(), b.get_array())
     np.testing.assert_array_equal(
@@ -120,7 +122,7 @@ def test_matches_are_drawn_at_their_keypoints(photo):
     moved = query.keypoints * 1.2 + (5, 8)
     moved[24:] = rng.uniform(0, 150, (6, 2))  # wrong ones
     database = LocalFeatures(moved, query.descriptors, query.scores, (260, 200))
-    figure = pictures.matches(
+    figure = looks.matches(
         Photo(photo("q.png", (200, 150)), query),
         Photo(photo("d.png", (260, 200)), database),
         Geometry(None, MatchConfig(), VerifyConfig(residual=4)),
@@ -141,7 +143,7 @@ def test_matches_are_drawn_at_their_keypoints(photo):
 def test_only_the_strongest_features_are_matched_if_that_is_how_it_was_ranked(photo):
     query = stored(np.random.default_rng(2).uniform(0, 150, (30, 2)), (200, 150))
     photos = [Photo(photo(f"{name}.png", (200, 150)), query) for name in "qd"]
-    figure = pictures.matches(*photos, Geometry(12, MatchConfig(), VerifyConfig()))
+    figure = looks.matches(*photos, Geometry(12, MatchConfig(), VerifyConfig()))
     assert figure.axes[0].get_title().startswith("12 inliers of 12 matches")
 
 
@@ -149,10 +151,10 @@ def test_nothing_to_match_is_drawn_and_said(photo, tmp_path):
     nothing = stored([], (64, 48))
     paths = photo("a.png"), photo("b.png")
     geometry = Geometry(None, MatchConfig(), VerifyConfig())
-    figure = pictures.matches(*(Photo(path, nothing) for path in paths), geometry)
+    figure = looks.matches(*(Photo(path, nothing) for path in paths), geometry)
     assert figure.axes[0].get_title() == "no matches"
-    plots.save(figure, tmp_path / "matches.png")
-    plots.save(pictures.stored_attention(Photo(paths[0], nothing)), tmp_path / "attention.png")
+    figures.save(figure, tmp_path / "matches.png")
+    figures.save(looks.stored_attention(Photo(paths[0], nothing)), tmp_path / "attention.png")
     assert images.image_size(tmp_path / "attention.png")[0] > 300
 
 
@@ -177,7 +179,7 @@ def city(photo):
 
 def test_one_query_reranked(city, tmp_path):
     strict = RerankConfig(floor=8, verify=VerifyConfig(residual=2), threads=1)
-    found = one_query.rerank_query(*city, 0, strict)
+    found = query_reranking.rerank_query(*city, 0, strict)
     assert found.before.tolist() == [0, 1, 2, 3, 4]
     assert found.after.tolist() == [3, 0, 1, 2, 4]
     assert found.num_inliers.tolist()[3] == 40
@@ -186,28 +188,28 @@ def test_one_query_reranked(city, tmp_path):
     assert found.recalls == {1: (0, 100), 5: (100, 100), 10: (100, 100), 20: (100, 100)}
     assert found.moves() == ["positive 3: 4 → 1", "positive 5: > 5 → > 5"]
     assert found.in_words().startswith("first positive 4 → 1; R@1 0 → 100, R@5 100 → 100")
-    figure = pictures.reranking(city[0], 0, found)
+    figure = looks.reranking(city[0], 0, found)
     titles = [axis.get_title() for axis in figure.axes]
     assert titles[:6] == ["before", "✗ 1 → 2", "✗ 2 → 3", "✗ 3 → 4", "✓ 4 → 1", "✗ 5"]
     assert titles[6:8] == ["after", "✓ 4 → 1"]
     assert len(figure.axes[-1].lines) == 2
-    plots.save(figure, tmp_path / "rerank.png")
+    figures.save(figure, tmp_path / "rerank.png")
 
 
 def test_a_query_without_positives_is_drawn_and_says_so(city, tmp_path):
-    found = one_query.rerank_query(*city, 1, RerankConfig(floor=0, threads=1))
+    found = query_reranking.rerank_query(*city, 1, RerankConfig(floor=0, threads=1))
     assert found.in_words() == "no positives"
-    figure = pictures.reranking(city[0], 1, found)
+    figure = looks.reranking(city[0], 1, found)
     assert figure.axes[-1].get_title() == "no positives"
-    plots.save(figure, tmp_path / "rerank.png")
+    figures.save(figure, tmp_path / "rerank.png")
 
 
 def test_queries_that_are_not_there(city):
     for query in (-1, 3):
         with pytest.raises(InputError, match=f"query {query}: expected a number from 0 to 2"):
-            one_query.rerank_query(*city, query, RerankConfig(floor=0))
+            query_reranking.rerank_query(*city, query, RerankConfig(floor=0))
     with pytest.raises(InputError, match="could not be read"):
-        one_query.rerank_query(*city, 2, RerankConfig(floor=0))
+        query_reranking.rerank_query(*city, 2, RerankConfig(floor=0))
 
 
 def test_of_the_positives_the_one_that_looks_alike_is_shown(photo):
@@ -215,7 +217,7 @@ def test_of_the_positives_the_one_that_looks_alike_is_shown(photo):
     database = [photo(name, seed=row + 1) for row, name in enumerate(names)]
     queries = [photo("@0@0@10@S@@@@@5@@@q.png"), photo("unnamed.png"), photo("alone.png")]
     truth = Positives([np.arange(3), np.array([2]), np.array([], np.int64)], [[]] * 3)
-    figure = pictures.positives(EvaluationSet(Path("/"), queries, database, {"R": truth}), range(3))
+    figure = looks.positives(EvaluationSet(Path("/"), queries, database, {"R": truth}), range(3))
     below = figure.axes[3:]
     assert [axis.get_title() for axis in below] == ["positive", "positive", "no positives"]
     for axis, row in zip(below[:2], (1, 2), strict=True):
@@ -227,19 +229,19 @@ def test_junk_is_neither_right_nor_wrong_and_has_no_rank(city):
     truth = {"M": Positives([np.array([3])] * 3, [np.array([0, 5])] * 3)}
     photos = replace(photos, ground_truth=truth)
     strict = RerankConfig(floor=8, verify=VerifyConfig(residual=2), threads=1)
-    found = one_query.rerank_query(photos, ranked, local, 0, strict)
+    found = query_reranking.rerank_query(photos, ranked, local, 0, strict)
     assert found.positive_ranks.tolist() == [[3, 1]]
-    titles = [axis.get_title() for axis in pictures.reranking(photos, 0, found).axes]
+    titles = [axis.get_title() for axis in looks.reranking(photos, 0, found).axes]
     assert titles[:5] == ["before", "junk 1 → 2", "✗ 2 → 3", "✗ 3 → 4", "✓ 4 → 1"]
 
 
 def test_without_labels_that_is_said(city):
     photos, ranked, local = city
     photos = replace(photos, ground_truth={})
-    found = one_query.rerank_query(photos, ranked, local, 0, RerankConfig(floor=0, threads=1))
+    found = query_reranking.rerank_query(photos, ranked, local, 0, RerankConfig(floor=0, threads=1))
     assert found.in_words() == "no labels"
-    assert pictures.reranking(photos, 0, found).axes[-1].get_title() == "no labels"
-    assert pictures.positives(photos, [0]).axes[1].get_title() == "no labels"
+    assert looks.reranking(photos, 0, found).axes[-1].get_title() == "no labels"
+    assert looks.positives(photos, [0]).axes[1].get_title() == "no labels"
 
 
 def test_thumbnails_show_the_box_of_a_query_and_stand_in_for_what_cannot_be_read(photo):
@@ -258,7 +260,7 @@ def test_thumbnails_show_the_box_of_a_query_and_stand_in_for_what_cannot_be_read
 
 def test_a_network_sees_the_box_alone(model, photo):
     path = photo("a.png", (320, 240))
-    figure = pictures.attention(model, path, EXTRACT, 500, box=(64, 80, 256, 200))
+    figure = looks.attention(model, path, EXTRACT, 500, box=(64, 80, 256, 200))
     x, y = figure.axes[1].collections[0].get_offsets().T
     assert (x >= 63.5).all()
     assert (x <= 256).all()

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retrieval import places
+from retrieval.data import places
+from retrieval.data.places import GroupConfig, Place
 from retrieval.errors import InputError
-from retrieval.places import GroupConfig, Place
 
 
 def slow_groups(utm, heading, config):

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from retrieval import pooling
+from retrieval.networks import pooling
 
 
 def maps(batch=2, channels=3, h=4, w=5, seed=0):

@@ -10,12 +10,12 @@ import shutil
 import numpy as np
 import pytest
 
+from retrieval.data.photo_sets import EvaluationSet
+from retrieval.data.positives import Positives
+from retrieval.drawing.html_report.content import ReportContent
+from retrieval.drawing.html_report.page import write_report
 from retrieval.evaluation import LocalSource, score
-from retrieval.evaluation_sets import EvaluationSet
 from retrieval.features import LocalFeatures
-from retrieval.html_report.content import ReportContent
-from retrieval.html_report.page import write_report
-from retrieval.metrics import Positives
 from retrieval.rerank import RerankConfig
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")

@@ -6,20 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from retrieval.data.positives import Positives
 from retrieval.errors import InputError
 from retrieval.features import LocalFeatures
 from retrieval.geometry import VerifyConfig, verify
-from retrieval.inlier_counts import Geometry, by_matching, count_inliers
 from retrieval.matching import MatchConfig, match
-from retrieval.metrics import Positives
-from retrieval.rerank import (
-    RerankConfig,
-    effect,
-    measure_floor,
-    random_pairs,
-    reorder,
-    rerank,
-)
+from retrieval.rerank import RerankConfig, effect, measure_floor, random_pairs, reorder, rerank
+from retrieval.verification import Geometry, by_matching, count_inliers
 
 NUM_PLACES = 8
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from retrieval import evaluation_options
+from retrieval.commands import evaluate
 from retrieval.errors import InputError
 from retrieval.geometry import VerifyConfig
 from retrieval.matching import MatchConfig
@@ -81,7 +81,7 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
 
 def read_flags(tmp_path, words: str) -> RerankConfig | None:
     command = f"--test_set_folder {tmp_path} --pretrained none {words}"
-    return evaluation_options.read_evaluation("", command.split()).rerank
+    return evaluate.read_evaluation("", command.split()).rerank
 
 
 def test_flags_win_over_the_file(tmp_path):
@@ -114,6 +114,6 @@ def test_the_file_that_decided_is_told(tmp_path):
     file = tmp_path / "rerank.toml"
     write_rerank(file, None)
     command = f"--test_set_folder {tmp_path} --pretrained none --rerank_config {file}".split()
-    assert evaluation_options.read_evaluation("", command).rerank_config == file
-    asked = evaluation_options.read_evaluation("", [*command, "--no_rerank"])
+    assert evaluate.read_evaluation("", command).rerank_config == file
+    asked = evaluate.read_evaluation("", [*command, "--no_rerank"])
     assert asked.rerank_config is None

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 import eval as eval_script
-from retrieval import checkpoint, delg, evaluation, options, saved_run
+from retrieval import checkpoint, evaluation, saved_run
+from retrieval.commands import script
 from retrieval.errors import InputError
+from retrieval.networks import delg
 
 NETWORK = "--backbone resnet18 --fc_output_dim 16 --attention norm --pretrained none"
 
@@ -19,7 +21,7 @@ def evaluate(folder, *flags: str):
     """The newest run folder of eval.py on ``folder``."""
     command = f"--test_set_folder {folder} {NETWORK} --top_k 4 --num_workers 0 --precision fp32"
     eval_script.main([*command.split(), *flags])
-    return max((options.LOGS / "default").iterdir())
+    return max((script.LOGS / "default").iterdir())
 
 
 @pytest.fixture
@@ -67,7 +69,7 @@ def test_two_relative_folders_of_different_parents(places):
     shutil.copytree("set/database", "db")
     words = f"--database_folder db --queries_folder set/queries {NETWORK} --top_k 4"
     eval_script.main([*words.split(), "--num_workers", "0", "--precision", "fp32"])
-    opened = saved_run.open_run(max((options.LOGS / "default").iterdir()))
+    opened = saved_run.open_run(max((script.LOGS / "default").iterdir()))
     _, local = opened.with_local()
     assert len(local.queries(2)) == len(local.database(0)) == 36
 
@@ -120,7 +122,7 @@ def test_rankings_of_something_else(places, arrays):
 def test_two_folders_without_labels(places):
     words = f"--database_folder {places}/database --queries_folder {places}/queries --no_labels"
     eval_script.main([*words.split(), *NETWORK.split(), "--no_rerank", "--num_workers", "0"])
-    opened = saved_run.open_run(max((options.LOGS / "default").iterdir()))
+    opened = saved_run.open_run(max((script.LOGS / "default").iterdir()))
     assert opened.photos.ground_truth == {}
     assert len(opened.ranked.ranking) == 3
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from retrieval import delg, options
+from retrieval.commands import script
+from retrieval.networks import delg
 
 AG = Path(__file__).parents[1] / "AG"
 CITY = (
@@ -233,10 +234,10 @@ def test_the_commands_of_the_first_readme_are_understood(workplace, trained, eva
 def test_bad_input_is_one_clear_error(workplace, command, message, monkeypatch, capsys):
     # In this process, since importing torch for each of them would take most of the time.
     monkeypatch.chdir(workplace)
-    script, *words = command.split()
-    main = importlib.import_module(script.removesuffix(".py")).main
+    name, *words = command.split()
+    main = importlib.import_module(name.removesuffix(".py")).main
     with pytest.raises(SystemExit) as stop:
-        options.run(lambda: main(words))
+        script.run(lambda: main(words))
     assert stop.value.code == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert message in said[-1]

@@ -3,9 +3,15 @@ import pickle
 import numpy as np
 import pytest
 
+from retrieval.data.sfm_pairs import SfmPairs, image_path, read_pairs
 from retrieval.errors import InputError
-from retrieval.sfm_pairs import SfmPairs, image_path, read_pairs
-from retrieval.sfm_tuples import MiningConfig, TuplePhotos, Tuples, hard_negatives, mine_tuples
+from retrieval.training.sfm_tuples import (
+    MiningConfig,
+    TuplePhotos,
+    Tuples,
+    hard_negatives,
+    mine_tuples,
+)
 
 
 def unit(rng, count, dim=6):

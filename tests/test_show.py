@@ -8,9 +8,11 @@ from PIL import Image
 
 import eval as eval_script
 import show
-from retrieval import curves, images, options
+from retrieval.commands import script
+from retrieval.data import images
+from retrieval.data.positives import Positives
+from retrieval.drawing import curves
 from retrieval.errors import InputError
-from retrieval.metrics import Positives
 
 NETWORK = "--backbone resnet18 --fc_output_dim 16 --attention norm --pretrained none"
 FLAGS = f"{NETWORK} --num_workers 0 --precision fp32"
@@ -43,7 +45,7 @@ def _here(workplace, monkeypatch):
 
 @pytest.fixture
 def run() -> Path:
-    return max((options.LOGS / "default").iterdir())
+    return max((script.LOGS / "default").iterdir())
 
 
 PICTURES = ["attention", "matches", "rerank", "positives", "recalls"]
@@ -133,6 +135,6 @@ def test_bad_input_is_one_clear_error(run, words, message, capsys):
         words = words.replace("FAR", str(np.setdiff1d(range(4), shortlisted)[0]))
     words = words.replace("RUN", str(run))
     with pytest.raises(SystemExit) as stop:
-        options.run(lambda: show.main(words.split()))
+        script.run(lambda: show.main(words.split()))
     assert stop.value.code == 2
     assert message in capsys.readouterr().err.strip().splitlines()[-1]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from retrieval.steps import Steps
+from retrieval.commands.steps import Steps
 
 AG = Path(__file__).parents[1] / "AG"
 
@@ -52,7 +52,7 @@ def test_ctrl_c_lets_the_command_save_its_work(tmp_path):
         "    time.sleep(1)\n    (folder / 'saved').touch()\n    raise SystemExit(130)\n"
     )
     work = (
-        "from pathlib import Path\nfrom retrieval.steps import Steps\n"
+        "from pathlib import Path\nfrom retrieval.commands.steps import Steps\n"
         f"Steps(Path({str(tmp_path / 'seconds.json')!r})).take('long', {python(command)!r})"
     )
     process = subprocess.Popen(

@@ -5,26 +5,28 @@ import signal
 import pytest
 import torch
 
-from retrieval import training
+from retrieval import devices
 from retrieval.errors import InputError
-from retrieval.training import LossLog, RunFolder, StopSignal
+from retrieval.training import processes
+from retrieval.training.processes import StopSignal
+from retrieval.training.run_folder import LossLog, RunFolder
 
 
 def test_mixed_seeds_are_stable_and_differ():
-    assert training.mix_seed(1, 2, 3) == training.mix_seed(1, 2, 3)
-    seeds = {training.mix_seed(a, b, c) for a in range(5) for b in range(5) for c in range(5)}
+    assert processes.mix_seed(1, 2, 3) == processes.mix_seed(1, 2, 3)
+    seeds = {processes.mix_seed(a, b, c) for a in range(5) for b in range(5) for c in range(5)}
     assert len(seeds) == 125
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
 def test_a_device_that_is_not_there_is_an_error():
-    assert training.choose_device("cpu").type == "cpu"
+    assert devices.choose_device("cpu").type == "cpu"
     with pytest.raises(InputError, match="--device nonsense"):
-        training.choose_device("nonsense")
+        devices.choose_device("nonsense")
     if not torch.cuda.is_available():
-        assert training.choose_device("auto").type == "cpu"
+        assert devices.choose_device("auto").type == "cpu"
         with pytest.raises(InputError, match=r"--device cuda.*--device cpu"):
-            training.choose_device("cuda")
+            devices.choose_device("cuda")
 
 
 def test_an_unfinished_run_of_the_same_settings_is_found_again(tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from retrieval.commands import script
 from retrieval.rerank_file import read_rerank
 
 AG = Path(__file__).parents[1] / "AG"
@@ -148,7 +149,7 @@ def test_bad_input_is_one_clear_error(workplace, words, message, monkeypatch, ca
     import torch
 
     import tune
-    from retrieval import delg, options
+    from retrieval.networks import delg
 
     monkeypatch.chdir(workplace)
     torch.manual_seed(1)
@@ -156,7 +157,7 @@ def test_bad_input_is_one_clear_error(workplace, words, message, monkeypatch, ca
     torch.save(delg.create(config, "none")[0].state_dict(), "other.pth")
     argv = words.replace("VAL", str(newest(workplace, "val"))).split()
     with pytest.raises(SystemExit) as stop:
-        options.run(lambda: tune.main(argv))
+        script.run(lambda: tune.main(argv))
     assert stop.value.code == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert message in said[-1]

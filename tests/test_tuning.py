@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 
 from retrieval import evaluation
+from retrieval.commands.tune import read_tuning
+from retrieval.data.photo_sets import EvaluationSet
+from retrieval.data.positives import Positives
 from retrieval.errors import InputError
 from retrieval.evaluation import LocalSource, Ranked
-from retrieval.evaluation_sets import EvaluationSet
 from retrieval.features import LocalFeatures
 from retrieval.geometry import VerifyConfig
 from retrieval.matching import MatchConfig
-from retrieval.metrics import Positives
 from retrieval.rerank import RerankConfig
 from retrieval.saved_run import SavedRun
-from retrieval.tuning import grid, saved_counts, search, tables
-from retrieval.tuning.grid import Axes
-from retrieval.tuning.options import read_tuning
-from retrieval.tuning.plots import panels
+from retrieval.tuning import saved_counts, search_space, tables, try_settings
+from retrieval.tuning.search_space import Axes
+from retrieval.tuning.tuning_figure import panels
 
 QUERIES, DEPTH = 12, 6
 AXES = Axes(
@@ -87,32 +87,32 @@ def planted(seed=0, helps=True, skipped=()):
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory):
     run, _ = planted()
-    settings = grid.grid(AXES, run.rerank)
-    return run, settings, search.evaluate(run, settings, tmp_path_factory.mktemp("counts"))
+    settings = search_space.grid(AXES, run.rerank)
+    return run, settings, try_settings.evaluate(run, settings, tmp_path_factory.mktemp("counts"))
 
 
 def test_the_grid_is_every_combination_once():
-    settings = grid.grid(AXES, RerankConfig(top_k=6))
+    settings = search_space.grid(AXES, RerankConfig(top_k=6))
     # Of rule and max_distance three pairs: one_way is always bounded.
     assert len(settings) == len(set(settings)) == 2 * 2 * 3 * 2 * 2 * 2 * 2
-    assert len(grid.geometries(settings)) == 2 * 3 * 2 * 2
+    assert len(search_space.geometries(settings)) == 2 * 3 * 2 * 2
     assert settings[0] == RerankConfig(top_k=6)
     assert not any(s.match == MatchConfig("one_way") for s in settings)
     base = RerankConfig(match=MatchConfig(ratio=0.9), verify=VerifyConfig(trials=7), seed=5)
-    for setting in grid.grid(Axes(), base):
+    for setting in search_space.grid(Axes(), base):
         assert (setting.match.ratio, setting.verify.trials, setting.seed) == (0.9, 7, 5)
     only = Axes(rule=("one_way", "one_way"), max_distance=(None,))
-    assert {s.match for s in grid.grid(only, RerankConfig())} == {MatchConfig("one_way")}
+    assert {s.match for s in search_space.grid(only, RerankConfig())} == {MatchConfig("one_way")}
 
 
 def test_the_default_grid_keeps_to_thirty_geometries():
-    settings = grid.grid(Axes(), RerankConfig())
-    assert len(grid.geometries(settings)) <= 30
+    settings = search_space.grid(Axes(), RerankConfig())
+    assert len(search_space.geometries(settings)) <= 30
     assert 200 <= len(settings) <= 600
     assert {s.top_k for s in settings} == {100, 20, 10, 5}
-    assert {s.top_k for s in grid.grid(Axes(), RerankConfig(top_k=5))} == {5}
-    for name in grid.NAMES:
-        assert len({grid.value_of(setting, name) for setting in settings}) > 1
+    assert {s.top_k for s in search_space.grid(Axes(), RerankConfig(top_k=5))} == {5}
+    for name in search_space.NAMES:
+        assert len({search_space.value_of(setting, name) for setting in settings}) > 1
 
 
 def test_every_outcome_is_that_of_eval(searched):
@@ -134,7 +134,7 @@ def test_scores_of_another_order_are_those_of_the_metrics(protocol):
     drawn = [rng.permutation(2 * QUERIES) for _ in range(QUERIES)]
     truth = {protocol: Positives([d[:4] for d in drawn], [d[4:12] for d in drawn])}
     run = replace(run, photos=replace(run.photos, ground_truth=truth))
-    score = search._scorer(run)
+    score = try_settings._scorer(run)
     for _ in range(20):
         order = np.array([rng.permutation(DEPTH + 2) for _ in range(QUERIES)])
         ranking = np.take_along_axis(run.ranked.ranking, order, axis=1)
@@ -144,7 +144,7 @@ def test_scores_of_another_order_are_those_of_the_metrics(protocol):
 def test_skipped_queries_stay_as_they_are(tmp_path):
     run, asked = planted(skipped=(0, 5))
     settings = [RerankConfig(top_k=DEPTH, floor_pairs=20), RerankConfig(top_k=3, floor=4.0)]
-    for outcome in search.evaluate(run, settings, tmp_path):
+    for outcome in try_settings.evaluate(run, settings, tmp_path):
         assert (outcome.per_query[[0, 5]] == 0).all()
         found = evaluation.rerank_locally(run.ranked, run.local, outcome.settled)
         per_query = evaluation.per_query(found.ranking, run.photos.ground_truth)
@@ -160,24 +160,24 @@ def test_the_planted_setting_is_found(tmp_path):
         top_k=(DEPTH, 2), num_features=(None, 3), rule=("mutual",), max_distance=(None,),
         residual=(500.0, 9.0), model=("affine",), floor=(0.0,), fusion=(0.0, 1000.0),
     )  # fmt: skip
-    outcomes = search.evaluate(run, grid.grid(axes, run.rerank), tmp_path)
-    best = search.best_first(outcomes)[0]
+    outcomes = try_settings.evaluate(run, search_space.grid(axes, run.rerank), tmp_path)
+    best = try_settings.best_first(outcomes)[0]
     assert (best.setting.top_k, best.setting.num_features) == (DEPTH, None)
     assert (best.setting.verify.residual, best.setting.fusion) == (9.0, 0.0)
     assert best.figure == 100.0
-    before = search.before(run)
+    before = try_settings.before(run)
     assert before.mean() == 0
-    gained = search.gain(best, before)
-    assert gained == search.Gain(100.0, 100.0, 100.0)
-    assert search.choose(best, gained) == replace(best.setting, floor=0.0)
+    gained = try_settings.gain(best, before)
+    assert gained == try_settings.Gain(100.0, 100.0, 100.0)
+    assert try_settings.choose(best, gained) == replace(best.setting, floor=0.0)
 
 
 def test_a_gain_that_may_be_none_means_no_reranking(tmp_path):
     run, _ = planted(helps=False)  # the positive is first already
-    outcomes = search.evaluate(run, grid.grid(Axes(), run.rerank), tmp_path)
-    best = tables.measured(search.best_first(outcomes)[0], search.before(run))
+    outcomes = try_settings.evaluate(run, search_space.grid(Axes(), run.rerank), tmp_path)
+    best = tables.measured(try_settings.best_first(outcomes)[0], try_settings.before(run))
     assert best.gain.low <= 0
-    assert search.choose(best.outcome, best.gain) is None
+    assert try_settings.choose(best.outcome, best.gain) is None
     assert "no re-ranking" in tables.verdict("R@1", best)
     assert "includes 0" in tables.verdict("R@1", best)
 
@@ -187,30 +187,30 @@ def test_of_equal_settings_the_smaller_wins_then_the_first_whatever_the_times(ti
     settings = [(50, 1, 9, 0.0), (70, 8, 9, 0.0), (70, 7, None, 0.0), (70, 7, 20, 2.0)]
     settings.append((70, 7, 20, 0.0))
     given = [
-        search.Outcome(
+        try_settings.Outcome(
             RerankConfig(top_k=top_k, num_features=features, fusion=fusion),
             *(0.0, np.full(4, figure), ms),
         )
         for (figure, top_k, features, fusion), ms in zip(settings, times, strict=True)
     ]
     expected = [given[row].setting for row in (3, 4, 2, 1, 0)]
-    assert [outcome.setting for outcome in search.best_first(given)] == expected
+    assert [outcome.setting for outcome in try_settings.best_first(given)] == expected
 
 
 def test_models_are_those_that_the_back_end_of_the_run_knows():
     base = RerankConfig(verify=VerifyConfig("homography", "poselib"))
-    assert {s.verify.model for s in grid.grid(Axes(), base)} == {"homography"}
+    assert {s.verify.model for s in search_space.grid(Axes(), base)} == {"homography"}
     fundamental = replace(base, verify=VerifyConfig("fundamental", "poselib"))
     asked = Axes(model=("fundamental", "homography"))
-    assert {s.verify.model for s in grid.grid(asked, fundamental)} == set(asked.model)
-    both = {s.verify.model for s in grid.grid(Axes(), RerankConfig())}
+    assert {s.verify.model for s in search_space.grid(asked, fundamental)} == set(asked.model)
+    both = {s.verify.model for s in search_space.grid(Axes(), RerankConfig())}
     assert both == {"affine", "homography"}
     message = "--model affine: the run's back-end poselib does not know it.*--backend opencv"
     with pytest.raises(InputError, match=message):
-        grid.grid(Axes(model=("homography", "affine")), base)
+        search_space.grid(Axes(model=("homography", "affine")), base)
     skimage = RerankConfig(verify=VerifyConfig(backend="skimage"))
     with pytest.raises(InputError, match="--model similarity: the run's back-end skimage"):
-        grid.grid(Axes(model=("similarity",)), skimage)
+        search_space.grid(Axes(model=("similarity",)), skimage)
 
 
 def test_the_pareto_front_is_what_nothing_beats():
@@ -225,14 +225,15 @@ def test_the_pareto_front_is_what_nothing_beats():
             )
             for i in range(len(points))
         ]
-        assert search.pareto_front(ms, figures).tolist() == expected
+        assert try_settings.pareto_front(ms, figures).tolist() == expected
 
 
 def test_the_global_ranking_is_on_the_front_at_no_cost():
     worse, better = (
-        search.Outcome(RerankConfig(), 0.0, np.full(3, figure), 1.0) for figure in (40.0, 60.0)
+        try_settings.Outcome(RerankConfig(), 0.0, np.full(3, figure), 1.0)
+        for figure in (40.0, 60.0)
     )
-    assert search.on_front([worse, better], before=50.0) == [False, True]
+    assert try_settings.on_front([worse, better], before=50.0) == [False, True]
 
 
 def test_times_follow_top_k_and_shared_matching_counts_for_each(searched):
@@ -246,8 +247,8 @@ def test_times_follow_top_k_and_shared_matching_counts_for_each(searched):
 def test_a_killed_search_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(saved_counts, "_PAIRS", 30)
     run, asked = planted()
-    settings = grid.grid(replace(AXES, model=("affine",), residual=(None,)), run.rerank)
-    whole = search.evaluate(run, settings, tmp_path / "whole")
+    settings = search_space.grid(replace(AXES, model=("affine",), residual=(None,)), run.rerank)
+    whole = try_settings.evaluate(run, settings, tmp_path / "whole")
     calls = len(asked)
 
     class Killed(Exception):
@@ -262,21 +263,21 @@ def test_a_killed_search_goes_on(tmp_path, monkeypatch):
             raise Killed
 
     with pytest.raises(Killed):
-        search.evaluate(run, settings, tmp_path / "killed", progress=stop)
+        try_settings.evaluate(run, settings, tmp_path / "killed", progress=stop)
     asked.clear()
     progress: list[int] = []
-    again = search.evaluate(run, settings, tmp_path / "killed", progress=progress.append)
+    again = try_settings.evaluate(run, settings, tmp_path / "killed", progress=progress.append)
     assert 0 < len(asked) < calls
-    pairs = search.shortlists(run, settings).pairs
-    assert sum(progress) == len(pairs) * len(grid.geometries(settings))
+    pairs = try_settings.shortlists(run, settings).pairs
+    assert sum(progress) == len(pairs) * len(search_space.geometries(settings))
     for first, second in zip(whole, again, strict=True):
         np.testing.assert_array_equal(first.per_query, second.per_query)
         assert first.floor == second.floor
     # Once more: nothing is counted, and the times are the same too. Nor for another order.
     asked.clear()
     other_order = [replace(setting, fusion=3.0, floor=1.0) for setting in settings]
-    search.evaluate(run, [*other_order, *settings], tmp_path / "killed")
-    once_more = search.evaluate(run, settings, tmp_path / "killed")
+    try_settings.evaluate(run, [*other_order, *settings], tmp_path / "killed")
+    once_more = try_settings.evaluate(run, settings, tmp_path / "killed")
     assert asked == []
     assert [o.ms for o in once_more] == [o.ms for o in again]
 
@@ -285,8 +286,8 @@ def test_counts_are_kept_by_all_they_depend_on(tmp_path):
     run, asked = planted()
     few = replace(AXES, top_k=(3,), num_features=(None,), residual=(None,), floor=(0.0,))
     one, two = (replace(few, model=m) for m in (("affine",), ("affine", "homography")))
-    settings = grid.grid(one, run.rerank)
-    search.evaluate(run, settings, tmp_path)
+    settings = search_space.grid(one, run.rerank)
+    try_settings.evaluate(run, settings, tmp_path)
     assert len(list(tmp_path.iterdir())) == 2  # one for each matching
     for other in (
         replace(run, result=run.result | {"feature_store": "another"}),
@@ -295,15 +296,15 @@ def test_counts_are_kept_by_all_they_depend_on(tmp_path):
         replace(run, rerank=replace(run.rerank, verify=VerifyConfig(trials=9))),
     ):
         asked.clear()
-        search.evaluate(other, grid.grid(one, other.rerank), tmp_path)
+        try_settings.evaluate(other, search_space.grid(one, other.rerank), tmp_path)
         assert asked
     # A new model is added to the matchings that are there.
     asked.clear()
-    search.evaluate(run, settings, tmp_path)
+    try_settings.evaluate(run, settings, tmp_path)
     assert not asked
-    with_models = search.evaluate(run, grid.grid(two, run.rerank), tmp_path)
+    with_models = try_settings.evaluate(run, search_space.grid(two, run.rerank), tmp_path)
     assert asked
-    alone = search.evaluate(run, grid.grid(two, run.rerank), tmp_path / "alone")
+    alone = try_settings.evaluate(run, search_space.grid(two, run.rerank), tmp_path / "alone")
     for first, second in zip(with_models, alone, strict=True):
         np.testing.assert_array_equal(first.per_query, second.per_query)
 
@@ -312,32 +313,34 @@ def test_counts_are_kept_by_all_they_depend_on(tmp_path):
 def test_damaged_counts_are_named(tmp_path, damage):
     run, _ = planted()
     settings = [RerankConfig(top_k=2, floor=0.0)]
-    search.evaluate(run, settings, tmp_path)
+    try_settings.evaluate(run, settings, tmp_path)
     (file,) = tmp_path.iterdir()
     file.write_bytes(damage)
     with pytest.raises(InputError, match=rf"{file.name} cannot be read .*delete it"):
-        search.evaluate(run, settings, tmp_path)
+        try_settings.evaluate(run, settings, tmp_path)
 
 
 def test_bad_input_is_said():
     run, _ = planted()
     without = replace(run, photos=replace(run.photos, ground_truth={}))
     with pytest.raises(InputError, match="run: tuning needs labels"):
-        search.check_labels(without)
+        try_settings.check_labels(without)
     with pytest.raises(InputError, match="without --no_rerank"):
-        search.evaluate(replace(run, rerank=None, local=None), [RerankConfig()], Path("nowhere"))
-    settings = grid.grid(replace(AXES, top_k=(5, 50)), run.rerank)
+        try_settings.evaluate(
+            replace(run, rerank=None, local=None), [RerankConfig()], Path("nowhere")
+        )
+    settings = search_space.grid(replace(AXES, top_k=(5, 50)), run.rerank)
     with pytest.raises(InputError, match=r"--top_k 50: run has .*first 6 .*again with --top_k 50"):
-        search.check_depth(run, settings)
+        try_settings.check_depth(run, settings)
     with pytest.raises(InputError, match="the photos of run"):
-        search.check_comparable(run, run)
+        try_settings.check_comparable(run, run)
     other, _ = planted(seed=1)
-    search.check_comparable(run, other)
+    try_settings.check_comparable(run, other)
     other.result["protocol"]["extraction"] = {"local_scales": [1]}
     with pytest.raises(InputError, match="another extraction"):
-        search.check_comparable(run, other)
+        try_settings.check_comparable(run, other)
     with pytest.raises(InputError, match="residual -1"):
-        grid.grid(replace(AXES, residual=(-1.0,)), run.rerank)
+        search_space.grid(replace(AXES, residual=(-1.0,)), run.rerank)
 
 
 def test_flags_are_the_axes():
@@ -381,10 +384,10 @@ def test_bad_flags_are_named(words, message, capsys):
 
 def test_report_and_picture_show_every_setting(searched):
     run, settings, outcomes = searched
-    outcomes = search.best_first(outcomes)
-    best = tables.measured(outcomes[0], search.before(run))
+    outcomes = try_settings.best_first(outcomes)
+    best = tables.measured(outcomes[0], try_settings.before(run))
     lines = tables.best_table(outcomes, "R@1").splitlines()
-    assert lines[0].split() == ["R@1", "ms", *grid.NAMES]
+    assert lines[0].split() == ["R@1", "ms", *search_space.NAMES]
     assert lines[1].split()[0] == f"{best.outcome.figure:.1f}"
     front = tables.front_table(outcomes, "R@1", best.before).splitlines()
     assert "no re-ranking" in front[1]
@@ -394,6 +397,6 @@ def test_report_and_picture_show_every_setting(searched):
     assert told["test"]["defaults"]["difference"] == best.gain.difference
     figure = panels(outcomes, best.before, "R@1")
     titles = [axis.get_title() for axis in figure.axes if axis.get_visible()]
-    assert len(titles) == len(grid.NAMES) + 1
+    assert len(titles) == len(search_space.NAMES) + 1
     dots = [len(c.get_offsets()) for axis in figure.axes[:-1] for c in axis.collections[:1]]
     assert set(dots) == {len(settings)}

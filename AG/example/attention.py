@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from example import options
 from example.finetuning import tune
-from retrieval.options import run
+from retrieval.commands.script import run
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -12,15 +12,16 @@ import numpy as np
 
 from example import options, testing
 from example.options import ExtractionOptions
-from retrieval import delf_weights, evaluation, extraction, training
-from retrieval.backbone import PRETRAINED
-from retrieval.delf import Delf
+from retrieval import devices, evaluation, extraction, progress, protocol
+from retrieval.commands.script import run
+from retrieval.data.photo_sets import EvaluationSet
 from retrieval.errors import InputError
-from retrieval.evaluation_sets import EvaluationSet
 from retrieval.extraction import ExtractConfig
 from retrieval.feature_folders import database_ids, query_ids, write_feature_folder
 from retrieval.features import FeatureStore
-from retrieval.options import run
+from retrieval.networks import delf_weights
+from retrieval.networks.backbone import PRETRAINED
+from retrieval.networks.delf import Delf
 from retrieval.whitening import Projection
 
 log = logging.getLogger("example")
@@ -49,7 +50,7 @@ def load_model(asked: ExtractionOptions) -> tuple[Delf, str]:
     model, loaded, _ = delf_weights.create(config, asked.pretrained)
     if asked.attention == "norm":
         model.attention = None
-    return model.to(training.choose_device(asked.device)), str(loaded)
+    return model.to(devices.choose_device(asked.device)), str(loaded)
 
 
 def extraction_config(asked: ExtractionOptions) -> ExtractConfig:
@@ -79,7 +80,7 @@ def extract(
     queries = query_ids([path.name for path in photos.queries])
     database = database_ids([path.name for path in photos.database])
     total = len(queries) + len(database)
-    with evaluation.progress_bar(desc=dataset, total=total, unit="images") as bar:
+    with progress.progress_bar(desc=dataset, total=total, unit="images") as bar:
         extraction.extract_local_features(
             *(model, photos.queries, queries, store, config),
             boxes=photos.query_boxes,
@@ -102,10 +103,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = extraction_config(asked)
     log.info("%s", testing.networks_in_words(model.meta()))
     log.info(">> Weights: %s", loaded)
-    projection = evaluation.learn_projection(model, asked.pca, config, evaluation.Clock())
+    projection = evaluation.learn_projection(model, asked.pca, config, progress.Clock())
     for dataset, photos in test_sets.items():
         store = extract(model, asked, dataset, photos, projection)
-        settings = evaluation.protocol(model, photos, config, asked.tune.seed, loaded)
+        settings = protocol.protocol(model, photos, config, asked.tune.seed, loaded)
         settings["projection"] = {name: str(v) for name, v in dataclasses.asdict(asked.pca).items()}
         write_feature_folder(asked.folder, dataset, store, photos.folder.parent, settings)
         log.info(">> %s: features of %d images in %s", dataset, len(store), store.folder)

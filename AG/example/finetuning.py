@@ -18,13 +18,15 @@ import torch
 from example import options, testing
 from example.options import TuningOptions
 from example.tuple_batches import batches, describe_tuple, labels_of, mine
-from retrieval import checkpoint, delf_weights, training
-from retrieval.delf import Delf
+from retrieval import checkpoint, errors
+from retrieval.commands.script import run
+from retrieval.data.sfm_pairs import SfmPairs, read_pairs
 from retrieval.errors import InputError
-from retrieval.losses import contrastive, triplet
-from retrieval.options import run
-from retrieval.sfm_pairs import SfmPairs, read_pairs
-from retrieval.sfm_tuples import MiningConfig, TuplePhotos, Tuples
+from retrieval.networks import delf_weights
+from retrieval.networks.delf import Delf
+from retrieval.training import processes, run_folder
+from retrieval.training.losses import contrastive, triplet
+from retrieval.training.sfm_tuples import MiningConfig, TuplePhotos, Tuples
 
 log = logging.getLogger("example")
 
@@ -40,8 +42,8 @@ class Tuner:
         model: Delf,
         asked: TuningOptions,
         pairs: Mapping[str, SfmPairs],
-        run_folder: training.RunFolder | None,
-        world: training.World,
+        folder: run_folder.RunFolder | None,
+        world: processes.World,
         device: torch.device,
     ) -> None:
         tune = asked.tune
@@ -65,9 +67,9 @@ class Tuner:
         self.best: float | None = None
         self.tuples: Tuples | None = None
         self._asked, self._tune, self._pairs = asked, tune, pairs
-        self._run, self._world, self._device = run_folder, world, device
-        self._log: training.LossLog | None = None
-        self._checkpoint_due = training.Every(600)
+        self._run, self._world, self._device = folder, world, device
+        self._log: run_folder.LossLog | None = None
+        self._checkpoint_due = processes.Every(600)
 
     def settings(self) -> dict[str, Any]:
         """What decides, with the photos, what is learned."""
@@ -78,12 +80,12 @@ class Tuner:
     def fit(self, test: testing.Test) -> None:
         """Train the epochs that remain, testing as it goes; keep the weights of the best epoch.
 
-        Raises training.Stopped after SIGTERM or Ctrl-C, the checkpoint being written.
+        Raises errors.Stopped after SIGTERM or Ctrl-C, the checkpoint being written.
         """
         if self._run is not None:
-            self._log = training.LossLog(self._run.path, self.epoch, self.step)
+            self._log = run_folder.LossLog(self._run.path, self.epoch, self.step)
         try:
-            with training.StopSignal() as stop:
+            with processes.StopSignal() as stop:
                 self._test(test)
                 while self.epoch < self._tune.epochs:
                     self._train_epoch(stop)
@@ -104,7 +106,7 @@ class Tuner:
         if self._run is not None and due and not test.is_done(self.epoch, self._run.path):
             test(self.model, self.epoch, self._run.path)
 
-    def _train_epoch(self, stop: training.StopSignal) -> None:
+    def _train_epoch(self, stop: processes.StopSignal) -> None:
         if self.tuples is None:
             self.tuples = self._mine("train", self._asked.mining)
         for group in self.optimizer.param_groups:
@@ -156,7 +158,7 @@ class Tuner:
             log.info(">> Train: [%d][%d/%d] loss %.4f", self.epoch, done, last, loss)
 
     @torch.no_grad()
-    def _validation_loss(self, stop: training.StopSignal) -> float | None:
+    def _validation_loss(self, stop: processes.StopSignal) -> float | None:
         """The mean loss of all validation tuples, mined anew; None without them."""
         if "val" not in self._pairs:
             return None
@@ -254,9 +256,9 @@ class Tuner:
         }
         checkpoint.save(self._run.last_checkpoint, state)
 
-    def _leave_if_asked(self, stop: training.StopSignal) -> None:
+    def _leave_if_asked(self, stop: processes.StopSignal) -> None:
         if self._world.any(bool(stop.number)):
-            raise training.Stopped(stop.number)
+            raise errors.Stopped(stop.number)
 
 
 def tune(asked: TuningOptions) -> None:
@@ -268,30 +270,32 @@ def tune(asked: TuningOptions) -> None:
     if not asked.train_all:
         model.freeze_all_but_attention()
     test = testing.make_test(asked, str(loaded), whitenings)
-    with training.join_world(asked.device) as (world, device):
-        run_folder = _open_folder(asked) if world.is_main else None
+    with processes.join_world(asked.device) as (world, device):
+        folder = _open_folder(asked) if world.is_main else None
         try:
-            tuner = Tuner(model, asked, pairs, run_folder, world, device)
-            if run_folder is not None:
+            tuner = Tuner(model, asked, pairs, folder, world, device)
+            if folder is not None:
                 log.info("%s", testing.networks_in_words(model.meta()))
                 log.info(">> Weights: %s", loaded)
-            own = asked.folder / training.LAST_CHECKPOINT
+            own = asked.folder / run_folder.LAST_CHECKPOINT
             start = asked.resume or (own if own.exists() else None)
             if (start := world.broadcast(start)) is not None:
                 tuner.resume(start)
             begin = time.perf_counter()
             tuner.fit(test)
-            if run_folder is not None:
+            if folder is not None:
                 log.info(">> Training finished in %s s", time.perf_counter() - begin)
-                log.info(">> Best weights: %s", run_folder.best_model)
+                log.info(">> Best weights: %s", folder.best_model)
         finally:
-            if run_folder is not None:
-                run_folder.close()
+            if folder is not None:
+                folder.close()
 
 
-def _open_folder(asked: TuningOptions) -> training.RunFolder:
+def _open_folder(asked: TuningOptions) -> run_folder.RunFolder:
     try:
-        return training.RunFolder(asked.folder, json.loads(json.dumps(asdict(asked), default=str)))
+        return run_folder.RunFolder(
+            asked.folder, json.loads(json.dumps(asdict(asked), default=str))
+        )
     except BlockingIOError as error:
         raise InputError(f"{asked.folder}: another process is training there") from error
 

@@ -13,12 +13,13 @@ import torch
 
 from example.scales import parse_scales
 from example.settings import HELP, LocalConfig, RunConfig, TuneConfig
-from retrieval import flags, training
-from retrieval.delf import DelfConfig, Layer
+from retrieval.commands import flags
+from retrieval.commands.flags import Asked
 from retrieval.errors import InputError
 from retrieval.extraction import ExtractConfig
-from retrieval.flags import Asked
-from retrieval.sfm_tuples import MiningConfig
+from retrieval.networks.delf import DelfConfig, Layer
+from retrieval.training import run_folder
+from retrieval.training.sfm_tuples import MiningConfig
 from retrieval.whitening import PcaConfig
 
 log = logging.getLogger(__name__)
@@ -99,12 +100,12 @@ def trained_model(param_directory: Path | None, name: str) -> Path:
     """The best weights of an earlier run; InputError that lists the runs that are there."""
     if param_directory is None:
         raise InputError("--param-directory is needed: the DIR that the step before wrote to")
-    file = param_directory / name / training.BEST_MODEL
+    file = param_directory / name / run_folder.BEST_MODEL
     if file.is_file():
         return file
     if not param_directory.is_dir():
         raise InputError(f"--param-directory {param_directory}: no such folder")
-    found = sorted(each.parent.name for each in param_directory.glob(f"*/{training.BEST_MODEL}"))
+    found = sorted(each.parent.name for each in param_directory.glob(f"*/{run_folder.BEST_MODEL}"))
     raise InputError(
         f"{file}: no such file. The flags make the directory name; {param_directory} has "
         + (", ".join(found) or "no finished epoch of any run")

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-from retrieval import training
+from retrieval import devices
 from retrieval.errors import InputError
 
 
@@ -63,7 +63,7 @@ class TuneConfig:
     image_size: int = 1024
     epochs: int = 100
     seed: int = 0
-    precision: training.Precision = "bf16"
+    precision: devices.Precision = "bf16"
 
     def __post_init__(self) -> None:
         """Raise InputError for a value that cannot be trained with."""

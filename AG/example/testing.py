@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from example.options import Options
-from retrieval import evaluation, extraction, metrics, report, search
-from retrieval.delf import Delf, MultiScale
-from retrieval.evaluation_sets import EvaluationSet, open_revisited
+from retrieval import evaluation, extraction, metrics, progress, protocol, report, search
+from retrieval.data.photo_sets import EvaluationSet, open_revisited
+from retrieval.data.sfm_pairs import SfmPairs, read_pairs
 from retrieval.extraction import ExtractConfig
 from retrieval.feature_folders import find_test_set
-from retrieval.revisited_report import revisited_lines
-from retrieval.sfm_pairs import SfmPairs, read_pairs
+from retrieval.networks.delf import Delf, MultiScale
+from retrieval.report import revisited_lines
 from retrieval.whitening import Projection, learn_whitening
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def describe(
 ) -> np.ndarray:
     """(N, D) float32 descriptors of unit norm."""
     network = MultiScale(model, multiscale)
-    with evaluation.progress_bar(total=len(paths), desc="descriptors", leave=False) as bar:
+    with progress.progress_bar(total=len(paths), desc="descriptors", leave=False) as bar:
         return extraction.global_descriptors(network, paths, config, progress=bar.update)
 
 
@@ -93,7 +93,7 @@ class Test:
                 ranking, _ = search.knn(queries, database, count)
                 whitened = metrics.evaluate_revisited(ranking, photos.ground_truth)
                 figures[f"{name} + whiten"] = whitened
-            stamps[name] = evaluation.protocol(model, photos, self.extract, self.seed, self.source)
+            stamps[name] = protocol.protocol(model, photos, self.extract, self.seed, self.source)
             stamps[name] |= {"multiscale": list(self.multiscale), "queries": "cropped to bbx"}
         lines = [line for name, of in figures.items() for line in revisited_lines(name, of)]
         log.info("%s", "\n".join([f"# {epoch}", *lines]))

@@ -10,12 +10,14 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from example.testing import describe
-from retrieval import images, training
-from retrieval.delf import Delf
+from retrieval import devices
+from retrieval.data import images
+from retrieval.data.sfm_pairs import SfmPairs
 from retrieval.errors import InputError
 from retrieval.extraction import ExtractConfig
-from retrieval.sfm_pairs import SfmPairs
-from retrieval.sfm_tuples import MiningConfig, TuplePhotos, Tuples, mine_tuples
+from retrieval.networks.delf import Delf
+from retrieval.training import processes
+from retrieval.training.sfm_tuples import MiningConfig, TuplePhotos, Tuples, mine_tuples
 
 
 def mine(
@@ -23,7 +25,7 @@ def mine(
     pairs: SfmPairs,
     mining: MiningConfig,
     extract: ExtractConfig,
-    world: training.World,
+    world: processes.World,
     *seed: int,
 ) -> Tuples:
     """`mine_tuples` with the descriptors of ``model``; each process describes its share."""
@@ -45,7 +47,7 @@ def mine(
 def batches(
     photos: TuplePhotos,
     batch_size: int,
-    world: training.World,
+    world: processes.World,
     *,
     first: int = 0,
     workers: int = 0,
@@ -65,7 +67,7 @@ def batches(
         batch_sampler=shares,
         collate_fn=list,
         num_workers=min(workers, len(shares)),
-        worker_init_fn=training.quiet_worker,
+        worker_init_fn=devices.quiet_worker,
     )
     for items in tqdm(loader, desc=title, disable=None if world.is_main else True):
         errors = [item for item in items if isinstance(item, str)]
@@ -75,7 +77,7 @@ def batches(
 
 
 def describe_tuple(
-    model: Delf, photos: Sequence[torch.Tensor], precision: training.Precision
+    model: Delf, photos: Sequence[torch.Tensor], precision: devices.Precision
 ) -> torch.Tensor:
     """Photos (3, h, w) uint8 of any sizes -> (n, D) descriptors; those of one size together."""
     device = next(model.parameters()).device
@@ -86,7 +88,7 @@ def describe_tuple(
     for rows in by_size.values():
         batch = torch.stack([photos[row] for row in rows]).to(device)
         batch = images.normalize(batch.float() / 255)
-        with training.autocast(device, precision):
+        with devices.autocast(device, precision):
             found = model(batch.contiguous(memory_format=torch.channels_last))
         descriptors |= dict(zip(rows, found, strict=True))
     return torch.stack([descriptors[row] for row in range(len(photos))])

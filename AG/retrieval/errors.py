@@ -1,9 +1,19 @@
-"""The one error that is the user's to mend."""
+"""How work ends early: by what the user can mend, or by a signal."""
+
+import signal
 
 
 class InputError(ValueError):
     """Bad input: a path, a value or a file that the user can mend.
 
     The message names the path, the value found, what was expected, and the flag or step that mends
-    it. Scripts print it as one line and exit with status 2 (`options.run`).
+    it. Scripts print it as one line and exit with status 2 (`tune.run`).
     """
+
+
+class Stopped(Exception):
+    """A signal ended the training; its checkpoint is written and the same command goes on."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+        self.exit_status = 128 + signal_number

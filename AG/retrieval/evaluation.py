@@ -1,60 +1,27 @@
 """Evaluation: descriptors, nearest neighbours, re-ranking, figures; and what they were made by."""
 
 import functools
-import importlib.metadata
 import logging
-import platform
-import subprocess
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from retrieval import checkpoint, extraction, images, metrics, rerank, search
+from retrieval import checkpoint, extraction, metrics, rerank, search
+from retrieval.data import images
+from retrieval.data.photo_sets import EvaluationSet
+from retrieval.data.positives import Positives
 from retrieval.errors import InputError
-from retrieval.evaluation_sets import EvaluationSet
 from retrieval.extraction import ExtractConfig
 from retrieval.features import FeatureStore, LocalFeatures
-from retrieval.metrics import Positives
-from retrieval.network import GlobalNetwork, Network
+from retrieval.networks.interface import GlobalNetwork, Network
+from retrieval.progress import Clock, progress_bar, progress_to
 from retrieval.rerank import RerankConfig, Reranking
 from retrieval.whitening import PcaConfig, Projection, learn_pca
 
 log = logging.getLogger(__name__)
-
-progress_bar = functools.partial(tqdm, disable=None)
-header_bar = functools.partial(progress_bar, desc="reading headers")
-
-
-@contextmanager
-def progress_to(total: int, **how: Any) -> Iterator[Callable[[int], object]]:
-    """A progress bar that is told what was done, and stays at ``total`` where that is more.
-
-    Re-ranking, for one, goes on to random pairs whose number nobody knows before.
-    """
-    with progress_bar(total=total, **how) as bar:
-        yield lambda done: bar.update(min(done, total - bar.n))
-
-
-@dataclass
-class Clock:
-    """Wall seconds of each stage."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Add the time of the block to stage ``name``, and tell it in the log."""
-        start = time.perf_counter()
-        yield
-        spent = time.perf_counter() - start
-        self.seconds[name] = self.seconds.get(name, 0.0) + spent
-        log.info("%s: %.1f s", name, spent)
 
 
 @dataclass(frozen=True)
@@ -99,7 +66,7 @@ def rank(
 def _knn_of_sound(
     queries: np.ndarray, database: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`search.knn` without the images that were skipped, whose descriptors are zero."""
+    """`try_settings.knn` without the images that were skipped, whose descriptors are zero."""
     rows = np.flatnonzero(database.any(axis=1))
     if len(rows) == 0:
         raise InputError(f"none of the {len(database)} database images could be decoded")
@@ -264,51 +231,3 @@ def rerank_locally(
     inliers = np.zeros((len(ranking), found.num_inliers.shape[1]), np.int64)
     inliers[asked] = found.num_inliers
     return replace(found, ranking=ranking, similarity=similarity, num_inliers=inliers)
-
-
-def protocol(
-    model: Network, photos: EvaluationSet, extract: ExtractConfig, seed: int, source: str
-) -> dict[str, Any]:
-    """The stamp without which a figure is worth nothing."""
-    how = {"infer_batch_size", "num_workers"}
-    return {
-        "weights": source,
-        "weights_sha256": checkpoint.weights_hash(model.state_dict()),
-        "network": asdict(model.config),
-        "photos": str(photos.folder),
-        "photos_fingerprint": photos.fingerprint(),
-        "num_queries": len(photos.queries),
-        "num_database": len(photos.database),
-        "extraction": {name: v for name, v in asdict(extract).items() if name not in how},
-        "seed": seed,
-        "versions": versions(),
-        "commit": commit(),
-    }
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that can move a figure."""
-    names = ("torch", "torchvision", "numpy", "faiss-cpu", "opencv-python-headless", "pillow")
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed under this name"
-    return found
-
-
-def commit() -> str:
-    """The commit of this code, with ``+changes`` if it is not exactly that; or ``unknown``."""
-    folder = Path(__file__).parent
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True)
-        return done.stdout.strip()
-
-    try:
-        head = git("rev-parse", "HEAD")
-        changed = git("status", "--porcelain", "--untracked-files=no")
-    except FileNotFoundError:  # no git on this machine
-        return "unknown"
-    return (head + ("+changes" if changed else "")) or "unknown"

@@ -13,14 +13,14 @@ import torch
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from retrieval import images, training
+from retrieval import devices
+from retrieval.data import images
+from retrieval.data.images import Box
 from retrieval.errors import InputError
 from retrieval.features import FeatureStore, LocalFeatures
-from retrieval.network import GlobalNetwork, Network
-from retrieval.pooling import l2_normalize
+from retrieval.networks.interface import GlobalNetwork, Network
+from retrieval.networks.pooling import l2_normalize
 from retrieval.whitening import Projection
-
-Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class ExtractConfig:
     min_score: float = 0.0
     infer_batch_size: int = 16
     num_workers: int = 2
-    precision: training.Precision = "bf16"
+    precision: devices.Precision = "bf16"
 
     def __post_init__(self) -> None:
         for name in ("size", "max_features", "infer_batch_size"):
@@ -137,7 +137,7 @@ def load_batches(
         batch_sampler=batches,
         collate_fn=list,
         num_workers=min(config.num_workers, len(batches)),
-        worker_init_fn=training.quiet_worker,
+        worker_init_fn=devices.quiet_worker,
     )
     errors: list[str] = [] if skipped is None else skipped
     for items in loader:
@@ -187,7 +187,7 @@ def global_descriptors(
         pixels = _to_device(batch.pixels, device)
         mean = torch.zeros(len(pixels), model.descriptor_dim, device=device)
         for scale in config.scales:
-            with training.autocast(device, config.precision):
+            with devices.autocast(device, config.precision):
                 mean += model.global_descriptors(_scaled(pixels, scale)).float()
         result[batch.rows] = l2_normalize(mean).cpu().numpy()
         if progress is not None:
@@ -207,7 +207,7 @@ class _Cells(NamedTuple):
 def _cells_at(model: Network, pixels: torch.Tensor, scale: float, config: ExtractConfig) -> _Cells:
     """Local descriptors and attention of one scale, with where on the image each cell looks."""
     scaled = _scaled(pixels, scale)
-    with training.autocast(pixels.device, config.precision):
+    with devices.autocast(pixels.device, config.precision):
         descriptors, attention = model.local_maps(scaled)
     # Positions as fractions of the side: cell_to_pixel gives pixel centres, hence the half.
     sides = scaled.shape[-1:-3:-1]

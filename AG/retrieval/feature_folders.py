@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retrieval import evaluation_sets
+from retrieval.data import photo_sets
 from retrieval.errors import InputError
 from retrieval.features import FeatureStore
 from retrieval.files import write_atomically
@@ -40,7 +40,7 @@ class FeatureFolder:
 
 def query_ids(names: Sequence[str]) -> list[str]:
     """The ids of query images in a store, from the names in a ground truth file."""
-    return evaluation_sets.distinct([f"query/{_bare(name)}" for name in names])
+    return photo_sets.distinct([f"query/{_bare(name)}" for name in names])
 
 
 def database_ids(names: Sequence[str]) -> list[str]:
@@ -59,13 +59,13 @@ def find_test_set(data_root: str | os.PathLike[str], dataset: str) -> Path:
     """
     places = [Path(data_root) / "test", Path(data_root)]
     for place in places:
-        if evaluation_sets.find_gnd(place / dataset) is not None:
+        if photo_sets.find_gnd(place / dataset) is not None:
             return place / dataset
     known = {
         folder.name
         for place in places
         for folder in _folders(place)
-        if evaluation_sets.find_gnd(folder) is not None
+        if photo_sets.find_gnd(folder) is not None
     }
     raise InputError(
         f"no test set {dataset!r} (jpg/ with gnd_{dataset}.pkl or .json beside it) in "
@@ -116,7 +116,7 @@ def open_feature_folder(root: str | os.PathLike[str], dataset: str) -> FeatureFo
         ) from error
     if not store_folder.is_dir():
         raise InputError(f"{path} names {store_folder}, which is missing; extract them again")
-    gnd = evaluation_sets.find_gnd(data)
+    gnd = photo_sets.find_gnd(data)
     if gnd is None:
         there = sorted(entry.name for entry in data.iterdir()) if data.is_dir() else []
         raise InputError(

@@ -8,6 +8,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -77,3 +78,24 @@ def read_npz(path: Path, names: Sequence[str], remedy: str) -> dict[str, np.ndar
     if missing:
         raise InputError(f"{path} cannot be read (it has no {', '.join(missing)}): {remedy}")
     return arrays
+
+
+def new_folder(root: Path) -> Path:
+    """A new folder below ``root``, named after the time."""
+    name = start = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    count = 1
+    while True:
+        try:
+            (root / name).mkdir(parents=True)
+            return root / name
+        except FileExistsError:
+            count += 1
+            name = f"{start}_{count}"
+
+
+def newest_folder(root: Path) -> Path:
+    """The newest run folder below ``root``; InputError if there is none."""
+    folders = [path for path in root.glob("*/") if path.is_dir()]
+    if not folders:
+        raise InputError(f"{root}: no run folder here; run the step that makes one first")
+    return max(folders)

@@ -7,46 +7,10 @@ with k > K, AP and precision at k > K are lower bounds of the full ranking's.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-Mark = Literal["right", "wrong", "junk"]
-
-
-@dataclass(frozen=True)
-class Positives:
-    """What is right for each query of a protocol, as rows of the database.
-
-    positives: for each query the rows that show the same thing, int64, ascending, distinct.
-    junk:      for each query the rows that count neither as right nor as wrong.
-    """
-
-    positives: list[np.ndarray]
-    junk: list[np.ndarray]
-
-    def __post_init__(self) -> None:
-        if len(self.positives) != len(self.junk):
-            raise ValueError(f"{len(self.positives)} lists of positives, {len(self.junk)} of junk")
-        for name in ("positives", "junk"):
-            lists = [np.unique(np.asarray(rows, np.int64)) for rows in getattr(self, name)]
-            if any(len(rows) and rows[0] < 0 for rows in lists):
-                raise ValueError(f"{name} must be rows of the database, not negative")
-            object.__setattr__(self, name, lists)
-        for query, (right, junk) in enumerate(zip(self.positives, self.junk, strict=True)):
-            if len(junk) and np.isin(right, junk).any():
-                raise ValueError(f"query {query} has rows that are both positive and junk")
-
-    def __len__(self) -> int:
-        """The number of queries."""
-        return len(self.positives)
-
-    def mark(self, query: int, row: int) -> Mark:
-        """What a row of the database is to a query."""
-        if row in self.junk[query]:
-            return "junk"
-        return "right" if row in self.positives[query] else "wrong"
+from retrieval.data.positives import Positives
 
 
 def positive_ranks(ranking: np.ndarray, positives: Positives) -> list[np.ndarray]:

@@ -9,10 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from retrieval import metrics, plots
-from retrieval.evaluation_sets import EvaluationSet
+from retrieval.data.photo_sets import EvaluationSet
 from retrieval.files import write_atomically
-from retrieval.thumbnails import thumbnail_or_note
 
 
 def in_words(figures: Mapping[str, float]) -> str:
@@ -79,30 +77,18 @@ def write_predictions(path: Path, photos: EvaluationSet, ranking: np.ndarray, co
     write_atomically(path, text.getvalue())
 
 
-def save_strips(
-    folder: Path,
-    photos: EvaluationSet,
-    ranking: np.ndarray,
-    num_queries: int,
-    *,
-    num_predictions: int = 5,
-    only_wrong: bool = False,
-) -> list[Path]:
-    """Draw queries with their first predictions, framed by right and wrong; returns the files."""
-    truth = photos.truth
-    rows = np.arange(len(ranking))
-    if only_wrong and truth is not None:
-        rows = rows[metrics.first_hit_rank(ranking, truth) > 1]
-    files = []
-    for query in rows[:num_queries]:
-        predicted = [row for row in ranking[query, :num_predictions] if row >= 0]
-        strip = []
-        for rank, row in enumerate(predicted):
-            photo = thumbnail_or_note(photos.database[row])
-            mark = None if truth is None else truth.mark(query, row)
-            strip.append(plots.Prediction(photo, str(rank + 1), mark))
-        photo = thumbnail_or_note(photos.queries[query], photos.box(query))
-        figure = plots.prediction_strip(photo, strip, query_title=f"query {query}")
-        files.append(folder / f"{query:04d}.jpg")
-        plots.save(figure, files[-1], dpi=90)
-    return files
+def revisited_lines(dataset: str, figures: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """``>> roxford5k: mAP E: 69.74, M: …`` and ``>> roxford5k: mP@k[1, 5, 10] E: [86.76 …], …``.
+
+    ``figures`` is what `metrics.evaluate_revisited` gives, in percent.
+    """
+    maps = [f"{name}: {np.around(of['mAP'], 2)}" for name, of in figures.items()]
+    ks = [int(name[3:]) for name in next(iter(figures.values())) if name.startswith("mP@")]
+    precisions = [
+        f"{name}: {np.around(np.array([of[f'mP@{k}'] for k in ks]), 2)}"
+        for name, of in figures.items()
+    ]
+    return [
+        f">> {dataset}: mAP {', '.join(maps)}",
+        f">> {dataset}: mP@k{ks} {', '.join(precisions)}",
+    ]

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from retrieval import metrics
+from retrieval.data.positives import Positives
 from retrieval.errors import InputError
 from retrieval.geometry import VerifyConfig
-from retrieval.inlier_counts import STAGES, FeatureLookup, Geometry, count_inliers
 from retrieval.matching import MatchConfig
-from retrieval.metrics import Positives
+from retrieval.verification import STAGES, FeatureLookup, Geometry, count_inliers
 
 
 @dataclass(frozen=True)

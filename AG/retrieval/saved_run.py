@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 
 from retrieval import evaluation
+from retrieval.data.photo_sets import EvaluationSet, Folders, PositivesConfig, open_set
+from retrieval.data.positives import Positives
 from retrieval.errors import InputError
 from retrieval.evaluation import LocalSource, Ranked
-from retrieval.evaluation_sets import EvaluationSet, Folders, PositivesConfig, open_set
 from retrieval.extraction import ExtractConfig
 from retrieval.features import FeatureStore
 from retrieval.files import read_npz, write_atomically
 from retrieval.geometry import VerifyConfig
 from retrieval.matching import MatchConfig
-from retrieval.metrics import Positives
 from retrieval.rerank import RerankConfig
 
 _RESULT, _RANKINGS = "result.json", "rankings.npz"

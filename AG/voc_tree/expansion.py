@@ -9,8 +9,8 @@ import numpy as np
 
 from retrieval.errors import InputError
 from retrieval.features import LocalFeatures
-from retrieval.inlier_counts import match_pair
 from retrieval.rerank import RerankConfig, Reranking
+from retrieval.verification import match_pair
 
 
 @dataclass(frozen=True)

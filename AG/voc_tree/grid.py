@@ -22,13 +22,14 @@ from typing import Any
 
 import numpy as np
 
-from retrieval import flags, metrics, report
+from retrieval import metrics, report
+from retrieval.commands import flags
+from retrieval.commands.script import run
 from retrieval.errors import InputError
 from retrieval.files import write_atomically
-from retrieval.options import run
 from voc_tree import options, pipeline
 from voc_tree.options import Settings
-from voc_tree.result import protocol
+from voc_tree.result import protocol_of
 from voc_tree.test_set import TestSet, open_test_set
 
 log = logging.getLogger("voc_tree")
@@ -143,7 +144,7 @@ class Search:
             words,
             metrics.evaluate_revisited(ranking, photos.ground_truth),
             metrics.mean_average_precision(ranking, photos.ground_truth["M"])[1],
-            protocol(photos, settings),
+            protocol_of(photos, settings),
         )
 
 

@@ -17,16 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from retrieval import evaluation, flags, metrics, report
-from retrieval.evaluation import Clock
+from retrieval import metrics, report
+from retrieval.commands import flags
+from retrieval.commands.options import add_report, read_report_queries
+from retrieval.commands.script import run
+from retrieval.drawing.html_report.content import ReportContent
+from retrieval.drawing.html_report.page import write_report
 from retrieval.files import write_atomically
-from retrieval.html_report.content import ReportContent
-from retrieval.html_report.page import write_report
-from retrieval.options import add_report, read_report_queries, run
-from retrieval.revisited_report import revisited_lines
+from retrieval.progress import Clock, progress_to
+from retrieval.report import revisited_lines
 from voc_tree import options, pipeline
 from voc_tree.options import Settings
-from voc_tree.result import protocol, report_content
+from voc_tree.result import protocol_of, report_content
 from voc_tree.test_set import TestSet, open_test_set
 from voc_tree.tree import Tree
 
@@ -84,7 +86,7 @@ def take_tree(
 @contextmanager
 def stage(clock: Clock, name: str, total: int) -> Iterator[Callable[[int], object]]:
     """A stage of the work: shows the progress that it is told, and its time."""
-    with clock.stage(name), evaluation.progress_to(total, desc=name) as progress:
+    with clock.stage(name), progress_to(total, desc=name) as progress:
         yield progress
 
 
@@ -102,7 +104,7 @@ def search(
         ranked = pipeline.rank(photos, index, progress)
     rankings["words"] = ranked.ranking
     verified = None
-    stamp = protocol(photos, settings)
+    stamp = protocol_of(photos, settings)
     if settings.rerank is not None:
         pairs = ranked.ranking[:, : settings.rerank.top_k].size
         with stage(clock, "verification", pairs) as progress:

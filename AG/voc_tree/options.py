@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from retrieval import flags
+from retrieval.commands import flags
+from retrieval.commands.flags import Asked
 from retrieval.errors import InputError
-from retrieval.flags import Asked
 from retrieval.geometry import VerifyConfig
 from retrieval.matching import MatchConfig
 from retrieval.rerank import RerankConfig

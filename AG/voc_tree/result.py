@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from retrieval import evaluation, evaluation_sets
+from retrieval import evaluation, protocol
+from retrieval.data import photo_sets
+from retrieval.drawing.html_report.content import ReportContent
 from retrieval.evaluation import LocalSource
-from retrieval.html_report.content import ReportContent
 from retrieval.rerank import Reranking
 from voc_tree.options import Settings
 from voc_tree.test_set import TestSet
@@ -24,7 +25,7 @@ def report_content(
     empty = found["database_images_without_features"]
     return ReportContent(
         photos.dataset,
-        evaluation_sets.open_revisited(photos.folder, need_photos=False),
+        photo_sets.open_revisited(photos.folder, need_photos=False),
         rankings,
         {step: evaluation.score(of, photos.ground_truth) for step, of in rankings.items()},
         found["seconds"],
@@ -36,7 +37,7 @@ def report_content(
     )
 
 
-def protocol(photos: TestSet, settings: Settings) -> dict[str, Any]:
+def protocol_of(photos: TestSet, settings: Settings) -> dict[str, Any]:
     """What the figures rest on."""
     return {
         "dataset": photos.dataset,
@@ -44,6 +45,6 @@ def protocol(photos: TestSet, settings: Settings) -> dict[str, Any]:
         "num_database": len(photos.database),
         "features": photos.settings,
         **{name: value for name, value in asdict(settings).items() if name != "root"},
-        "versions": evaluation.versions(),
-        "commit": evaluation.commit(),
+        "versions": protocol.versions(),
+        "commit": protocol.commit(),
     }

@@ -7,11 +7,11 @@ from typing import Any, overload
 
 import numpy as np
 
-from retrieval import ground_truth
+from retrieval.data import ground_truth
+from retrieval.data.positives import Positives
 from retrieval.errors import InputError
 from retrieval.feature_folders import database_ids, open_feature_folder, query_ids
 from retrieval.features import FeatureStore, LocalFeatures
-from retrieval.metrics import Positives
 
 
 class StoredFeatures(Sequence[LocalFeatures]):

@@ -11,7 +11,7 @@ import numpy as np
 
 from retrieval.errors import InputError
 from retrieval.files import read_npz, write_atomically
-from retrieval.inlier_counts import (
+from retrieval.verification import (
     STAGES,
     Counts,
     FeatureLookup,

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from retrieval.metrics import Positives
+from retrieval.data.positives import Positives
 from retrieval.rerank import RerankConfig
-from retrieval.tuning import search
-from retrieval.tuning.grid import NAMES, Axes, combinations, geometries, in_words, value_of
-from retrieval.tuning.search import Gain, Outcome
+from retrieval.tuning import try_settings
+from retrieval.tuning.search_space import NAMES, Axes, combinations, geometries, in_words, value_of
+from retrieval.tuning.try_settings import Gain, Outcome
 
 _SHOWN = 5
 _NO_RERANKING = "no re-ranking"
@@ -32,7 +32,7 @@ def metric_of(truth: Mapping[str, Positives]) -> str:
 
 def measured(outcome: Outcome, before: np.ndarray) -> Measured:
     """The setting against ``before``, (Q,) of the global ranking."""
-    return Measured(outcome, float(np.nanmean(before)), search.gain(outcome, before))
+    return Measured(outcome, float(np.nanmean(before)), try_settings.gain(outcome, before))
 
 
 def difference(metric: str, found: Measured) -> str:
@@ -58,7 +58,7 @@ def best_table(outcomes: Sequence[Outcome], metric: str) -> str:
 
 def front_table(outcomes: Sequence[Outcome], metric: str, before: float) -> str:
     """The Pareto front of figure against time, the global ranking being its first point."""
-    marks = zip(outcomes, search.on_front(outcomes, before), strict=True)
+    marks = zip(outcomes, try_settings.on_front(outcomes, before), strict=True)
     front = sorted((outcome for outcome, on in marks if on), key=lambda outcome: outcome.ms)
     rows = [[f"{before:.1f}", "0.0", _NO_RERANKING, *[""] * (len(NAMES) - 1)]]
     return _table([*rows, *(_row(outcome) for outcome in front)], metric)
@@ -110,7 +110,7 @@ def as_json(
     tested: Mapping[str, Measured],
 ) -> dict[str, Any]:
     """Every setting with its figure and time, what was chosen, and what that gains."""
-    front = search.on_front(outcomes, best.before)
+    front = try_settings.on_front(outcomes, best.before)
     return {
         "metric": metric,
         "global": best.before,

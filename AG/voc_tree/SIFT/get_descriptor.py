@@ -14,11 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from retrieval import extraction, feature_folders, flags, options
-from retrieval.evaluation import progress_bar
-from retrieval.evaluation_sets import open_revisited
-from retrieval.extraction import Box, ExtractConfig
+from retrieval import extraction, feature_folders
+from retrieval.commands import flags, script
+from retrieval.data.images import Box
+from retrieval.data.photo_sets import open_revisited
+from retrieval.extraction import ExtractConfig
 from retrieval.features import FeatureStore, LocalFeatures
+from retrieval.progress import progress_bar
 from voc_tree.options import add_test_sets, read_test_sets
 from voc_tree.SIFT.sift import Sift, SiftConfig
 
@@ -102,4 +104,4 @@ def in_photo(
 
 
 if __name__ == "__main__":
-    options.run(main)
+    script.run(main)

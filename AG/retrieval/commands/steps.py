@@ -1,0 +1,54 @@
+"""Commands run one after the other in processes of their own; what is done is not done again."""
+
+import json
+import logging
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from retrieval.files import write_atomically
+
+log = logging.getLogger(__name__)
+
+AG = Path(__file__).resolve().parents[2]
+
+
+class Steps:
+    """The steps of a longer work, with the seconds of each kept in a file for the next call."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self.seconds: dict[str, float] = {}
+        if file.exists():
+            self.seconds = json.loads(file.read_text())
+
+    def take(self, step: str, *commands: str) -> None:
+        """Run ``python3 <command>`` for each command, unless the step is done.
+
+        Commands are typed as in a shell; they find the packages of this folder. One that fails, or
+        is stopped by a signal, ends this process with its exit status.
+        """
+        if step in self.seconds:
+            return
+        start = time.perf_counter()
+        for command in commands:
+            log.info("\n== %s\npython3 %s", step, command)
+            status = _run([sys.executable, *shlex.split(command)])
+            if status:
+                log.info("stopped at %r; the same command goes on from here", step)
+                sys.exit(status)
+        self.seconds[step] = round(time.perf_counter() - start, 1)
+        write_atomically(self._file, json.dumps(self.seconds, indent=2) + "\n")
+
+
+def _run(words: list[str]) -> int:
+    path = os.pathsep.join([str(AG), *filter(None, [os.environ.get("PYTHONPATH")])])
+    process = subprocess.Popen(words, env=os.environ | {"PYTHONPATH": path})
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # Ctrl-C reaches the command too, and it may have work to save
+            log.info("stopping")

@@ -1,0 +1,1 @@
+"""Photos and what is known of them: images, places, ground truth, photo sets, downloads."""

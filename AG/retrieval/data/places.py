@@ -1,0 +1,205 @@
+"""Place data sets in the layout of SF-XS: positions in file names, CosPlace's groups of classes.
+
+A file is named ``@east@north@zone@letter@lat@lon@pano@tile@heading@pitch@…@.jpg``: fields 1 and 2
+are metres (UTM), field 9 is the heading in degrees, and any other may be empty.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from retrieval.data import images
+from retrieval.errors import InputError
+from retrieval.files import write_atomically
+
+log = logging.getLogger(__name__)
+
+EXAMPLE = "@0548240.35@4180741.21@10@S@037.77@-122.45@PANO@@210@@@@201311@@.jpg"
+
+
+class Place(NamedTuple):
+    """Where a photo was taken: metres east and north (UTM), heading in degrees or None."""
+
+    east: float
+    north: float
+    heading: float | None
+
+
+def parse_name(path: str | os.PathLike[str]) -> Place:
+    """The place in a file name; the heading may be empty or left out.
+
+    Raises InputError, with an example, for a name without coordinates or with an odd heading.
+    """
+    name = os.path.basename(os.fspath(path))
+    stem, suffix = os.path.splitext(name)
+    fields = (stem if suffix.lower() in images.EXTENSIONS else name).split("@")
+    heading = fields[9].strip() if len(fields) > 9 else ""
+    try:
+        place = Place(float(fields[1]), float(fields[2]), float(heading) if heading else None)
+    except (IndexError, ValueError):
+        place = None
+    if place is None or not all(math.isfinite(value or 0.0) for value in place):
+        raise InputError(
+            f"{os.fspath(path)}: no coordinates in the name; expected metres east, metres north "
+            f"and the heading as fields 1, 2 and 9 between '@', as in {EXAMPLE}"
+        )
+    return place
+
+
+def read_split(folder: str | os.PathLike[str]) -> tuple[list[Path], np.ndarray, np.ndarray]:
+    """The images below a folder, sorted, and their places.
+
+    Returns (paths, utm, heading): N paths, (N, 2) float64 metres east and north, (N,) float64
+    degrees with nan where a name has no heading. Raises InputError as `images.list_images` and
+    `parse_name` do.
+    """
+    paths = images.list_images(folder)
+    utm, heading = positions(paths)
+    return paths, utm, heading
+
+
+def positions(paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
+    """The places in N file names: utm (N, 2) metres, heading (N,) degrees, nan where absent."""
+    places = np.array([parse_name(path) for path in paths], np.float64).reshape(-1, 3)
+    return places[:, :2].copy(), places[:, 2].copy()
+
+
+@dataclass(frozen=True)
+class GroupConfig:
+    """How CosPlace cuts the map into classes and deals the classes into groups.
+
+    A class is a cell of M metres × M metres × alpha degrees with at least min_images_per_class
+    images. Classes of one group lie N cells apart in position and L cells in heading; the first
+    groups_num groups are used.
+    """
+
+    M: int = 10
+    alpha: int = 30
+    N: int = 5
+    L: int = 2
+    groups_num: int = 8
+    min_images_per_class: int = 10
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value < 1:
+                raise InputError(f"--{name} {value}: at least 1 is needed")
+        if self.alpha > 360:
+            raise InputError(f"--alpha {self.alpha}: at most 360 degrees are possible")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Classes that are trained together: for each class the rows of its images, (n,) int64."""
+
+    classes: list[np.ndarray]
+
+    @property
+    def num_images(self) -> int:
+        """Images in all classes together."""
+        return sum(map(len, self.classes))
+
+
+def build_groups(utm: np.ndarray, heading: np.ndarray, config: GroupConfig) -> list[Group]:
+    """CosPlace's groups (Berton et al., "Rethinking Visual Geo-localization", section 3.2).
+
+    utm (N, 2): metres east and north; heading (N,): degrees, taken modulo 360. Only groups that
+    hold a class count; groups and the classes in them are ordered by their first image. Returns
+    the first ``config.groups_num`` groups. Raises InputError if there are fewer, or none.
+    """
+    if np.isnan(heading).any():
+        raise ValueError("every image of a class needs a heading")
+    cells = np.column_stack([utm // config.M, heading % 360 // config.alpha]).astype(np.int64)
+    classes = _rows_by_value(cells)
+    classes = [rows for rows in classes if len(rows) >= config.min_images_per_class]
+    if not classes:
+        raise InputError(
+            f"no class has the {config.min_images_per_class} images of --min_images_per_class; the "
+            f"largest cell of {config.M} m and {config.alpha}° has "
+            f"{max(map(len, _rows_by_value(cells)), default=0)}: lower it, or raise --M or --alpha"
+        )
+    first_cells = cells[[rows[0] for rows in classes]]
+    members = _rows_by_value(first_cells % [config.N, config.N, config.L])
+    if len(members) < config.groups_num:
+        raise InputError(
+            f"--groups_num {config.groups_num}: these images make only {len(members)} groups; "
+            f"set --groups_num {len(members)}"
+        )
+    return [Group([classes[i] for i in group]) for group in members[: config.groups_num]]
+
+
+def _rows_by_value(values: np.ndarray) -> list[np.ndarray]:
+    """Rows (int64, ascending) of each distinct row of ``values`` (N, d), by first occurrence."""
+    if len(values) == 0:
+        return []
+    _, first, inverse = np.unique(values, axis=0, return_index=True, return_inverse=True)
+    by_value = np.argsort(inverse, kind="stable")
+    rows = np.split(by_value, np.cumsum(np.bincount(inverse))[:-1])
+    return [rows[i] for i in np.argsort(first)]
+
+
+def load_groups(
+    train_folder: str | os.PathLike[str],
+    config: GroupConfig,
+    cache_folder: str | os.PathLike[str],
+) -> tuple[list[Path], list[Group]]:
+    """The training images below a folder, sorted, and their groups, by way of a cached table.
+
+    The table's name is a hash of the images' names and the config, so that another data set under
+    the same folder name, or other settings, never meet it. A damaged table is made anew, with a
+    warning. Raises InputError as `read_split` and `build_groups` do.
+    """
+    paths = images.list_images(train_folder)
+    names = "\0".join(path.relative_to(train_folder).as_posix() for path in paths)
+    content = json.dumps(asdict(config), sort_keys=True) + "\0" + names
+    key = hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()[:32]
+    table = Path(cache_folder) / f"groups_{key}.table"
+    if table.exists():
+        try:
+            return paths, _unpack(table.read_bytes())
+        except (OSError, ValueError) as error:
+            log.warning("%s is damaged (%s) and is made anew", table, error)
+    utm, heading = positions(paths)
+    missing = np.isnan(heading)
+    if missing.any():
+        raise InputError(
+            f"{paths[missing.argmax()]}: no heading ({missing.sum()} of {len(paths)} training "
+            f"images lack one); the classes need it as field 9 of the name, as in {EXAMPLE}"
+        )
+    groups = build_groups(utm, heading, config)
+    write_atomically(table, _pack(groups))
+    return paths, groups
+
+
+def _pack(groups: list[Group]) -> bytes:
+    """A SHA-256 checksum, then an .npz of all rows, the sizes of classes and those of groups."""
+    classes = [rows for group in groups for rows in group.classes]
+    data = io.BytesIO()
+    np.savez(
+        data,
+        rows=np.concatenate(classes),
+        class_sizes=np.array([len(rows) for rows in classes]),
+        group_sizes=np.array([len(group.classes) for group in groups]),
+    )
+    return hashlib.sha256(data.getvalue()).digest() + data.getvalue()
+
+
+def _unpack(table: bytes) -> list[Group]:
+    """What `_pack` packed; ValueError if a byte of it has changed."""
+    checksum, data = table[:32], table[32:]
+    if hashlib.sha256(data).digest() != checksum:
+        raise ValueError("its checksum is wrong")
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        classes = np.split(arrays["rows"], np.cumsum(arrays["class_sizes"])[:-1])
+        sizes = arrays["group_sizes"].tolist()
+    each = iter(classes)
+    return [Group([next(each) for _ in range(size)]) for size in sizes]

@@ -1,0 +1,223 @@
+"""Which database images are right for a query: by distance, or by a list in a file."""
+
+import csv
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from retrieval.errors import InputError
+
+Mark = Literal["right", "wrong", "junk"]
+
+
+@dataclass(frozen=True)
+class Positives:
+    """What is right for each query of a protocol, as rows of the database.
+
+    positives: for each query the rows that show the same thing, int64, ascending, distinct.
+    junk:      for each query the rows that count neither as right nor as wrong.
+    """
+
+    positives: list[np.ndarray]
+    junk: list[np.ndarray]
+
+    def __post_init__(self) -> None:
+        if len(self.positives) != len(self.junk):
+            raise ValueError(f"{len(self.positives)} lists of positives, {len(self.junk)} of junk")
+        for name in ("positives", "junk"):
+            lists = [np.unique(np.asarray(rows, np.int64)) for rows in getattr(self, name)]
+            if any(len(rows) and rows[0] < 0 for rows in lists):
+                raise ValueError(f"{name} must be rows of the database, not negative")
+            object.__setattr__(self, name, lists)
+        for query, (right, junk) in enumerate(zip(self.positives, self.junk, strict=True)):
+            if len(junk) and np.isin(right, junk).any():
+                raise ValueError(f"query {query} has rows that are both positive and junk")
+
+    def __len__(self) -> int:
+        """The number of queries."""
+        return len(self.positives)
+
+    def mark(self, query: int, row: int) -> Mark:
+        """What a row of the database is to a query."""
+        if row in self.junk[query]:
+            return "junk"
+        return "right" if row in self.positives[query] else "wrong"
+
+
+def by_distance(
+    query_utm: np.ndarray,
+    database_utm: np.ndarray,
+    threshold: float = 25.0,
+    query_heading: np.ndarray | None = None,
+    database_heading: np.ndarray | None = None,
+    max_angle: float | None = None,
+) -> Positives:
+    """Positives within ``threshold`` metres, inclusive, and ``max_angle`` degrees if it is given.
+
+    query_utm (Q, 2), database_utm (N, 2): metres; query_heading (Q,), database_heading (N,):
+    degrees, compared around the circle, nan where unknown. No junk. Raises InputError if an angle
+    is asked for and a heading is unknown.
+    """
+    query_utm, database_utm = (np.reshape(utm, (-1, 2)) for utm in (query_utm, database_utm))
+    near = cKDTree(database_utm).query_ball_point(query_utm, threshold) if len(query_utm) else []
+    positives = [np.array(rows, np.int64) for rows in near]
+    if max_angle is not None:
+        query_heading = _headings(query_heading, len(query_utm), "queries")
+        database_heading = _headings(database_heading, len(database_utm), "database images")
+        for query, rows in enumerate(positives):
+            turn = np.abs(database_heading[rows] - query_heading[query]) % 360
+            positives[query] = rows[np.minimum(turn, 360 - turn) <= max_angle]
+    return _without_junk(positives)
+
+
+def _headings(heading: np.ndarray | None, count: int, what: str) -> np.ndarray:
+    heading = np.full(count, np.nan) if heading is None else np.asarray(heading)
+    unknown = int(np.isnan(heading).sum())
+    if unknown:
+        raise InputError(
+            f"--positive_angle needs a heading in each name, as field 9 between '@', but {unknown} "
+            f"of {count} {what} have none; leave the flag out to judge by distance alone"
+        )
+    return heading
+
+
+def _without_junk(positives: list[np.ndarray]) -> Positives:
+    return Positives(positives, [np.empty(0, np.int64) for _ in positives])
+
+
+def from_file(
+    path: str | os.PathLike[str], query_names: Sequence[str], database_names: Sequence[str]
+) -> Positives:
+    """Positives from a file, in one of three forms; every query must be in it, no other may.
+
+    - ``.csv``: a line ``query,names of its positives between semicolons``; a first line whose first
+      cell is "query" is a header;
+    - ``.json``: ``{"positives_per_query": [[rows of the database], …]}`` in the order of the
+      queries;
+    - ``.json``: ``{query name: [names of its positives], …}``.
+
+    Names are paths relative to their folder, or file names alone where these are unambiguous. A
+    query may have no positives. Raises InputError for a missing or malformed file, for unknown
+    names, rows out of range, and another number of queries.
+    """
+    source = Path(path)
+    if source.suffix.lower() == ".csv":
+        named = _read_csv(source)
+    elif source.suffix.lower() == ".json":
+        content = read_json(source)
+        if isinstance(content, dict) and "positives_per_query" in content:
+            return _from_rows(source, content["positives_per_query"], query_names, database_names)
+        named = _named_lists(source, content)
+    else:
+        raise InputError(f"{source}: positives come as .csv or .json, not {source.suffix!r}")
+    query_rows, database_rows = _rows_by_name(query_names), _rows_by_name(database_names)
+    positives: list[np.ndarray | None] = [None] * len(query_names)
+    for name, right in named:
+        query = _row(query_rows, name, source, "queries")
+        if positives[query] is not None:
+            raise InputError(f"{source}: query {name!r} comes more than once")
+        rows = [_row(database_rows, each, source, "database") for each in right]
+        positives[query] = np.array(rows, np.int64)
+    absent = [name for name, rows in zip(query_names, positives, strict=True) if rows is None]
+    if absent:
+        raise InputError(
+            f"{source}: {len(absent)} of {len(query_names)} queries are not in it (the first is "
+            f"{absent[0]!r}); list every query, without positives where it has none"
+        )
+    return _without_junk([rows for rows in positives if rows is not None])
+
+
+def _from_rows(
+    source: Path, lists: Any, query_names: Sequence[str], database_names: Sequence[str]
+) -> Positives:
+    if not isinstance(lists, list) or len(lists) != len(query_names):
+        count = len(lists) if isinstance(lists, list) else "no"
+        raise InputError(
+            f"{source}: positives_per_query has {count} lists, but there are {len(query_names)} "
+            "queries; is it the file of this folder of queries?"
+        )
+    return _without_junk([checked_rows(source, rows, len(database_names)) for rows in lists])
+
+
+def checked_rows(source: Path, rows: Any, num_images: int) -> np.ndarray:
+    """A list of rows as int64, every one in [0, num_images)."""
+    try:
+        array = np.array(rows)
+    except ValueError:  # lists of different lengths inside
+        array = np.empty((0, 0))
+    if array.shape == (0,):
+        return np.empty(0, np.int64)
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+        raise InputError(f"{source}: expected a list of rows of the database, not {rows!r:.80}")
+    outside = array[(array < 0) | (array >= num_images)]
+    if len(outside):
+        raise InputError(
+            f"{source}: row {outside[0]} is not in the database of {num_images} images; is it the "
+            "file of this database?"
+        )
+    return array.astype(np.int64)
+
+
+def _rows_by_name(names: Sequence[str]) -> dict[str, int | None]:
+    """The row of each name and of each bare file name; None for a file name borne by several."""
+    rows: dict[str, int | None] = {}
+    for row, name in enumerate(names):
+        bare = os.path.basename(name)
+        rows[bare] = None if bare in rows else row
+    return rows | {name: row for row, name in enumerate(names)}
+
+
+def _row(rows: Mapping[str, int | None], name: str, source: Path, where: str) -> int:
+    row = rows.get(name)
+    if row is None:
+        problem = "is borne by several files" if name in rows else "is unknown"
+        raise InputError(
+            f"{source}: {name!r} {problem} in the {where}; expected the path of an image, relative "
+            "to its folder"
+        )
+    return row
+
+
+def _read_csv(source: Path) -> list[tuple[str, list[str]]]:
+    try:
+        with source.open(newline="", encoding="utf-8-sig") as file:
+            lines = [line for line in csv.reader(file) if line]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{source}: cannot be read as CSV ({error})") from error
+    if lines and lines[0][0].strip().lower() == "query":
+        lines = lines[1:]
+    named = []
+    for line in lines:
+        if len(line) > 2:
+            raise InputError(
+                f"{source}: {len(line)} cells beside {line[0]!r}, expected 2: a query, and its "
+                "positives between semicolons"
+            )
+        named.append((line[0], [name for name in "".join(line[1:]).split(";") if name]))
+    return named
+
+
+def read_json(source: Path) -> Any:
+    """The content of a JSON file; InputError if it is missing or malformed."""
+    try:
+        return json.loads(source.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{source}: cannot be read as JSON ({error})") from error
+
+
+def _named_lists(source: Path, content: Any) -> list[tuple[str, list[str]]]:
+    def is_names(value: Any) -> bool:
+        return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+    if not isinstance(content, dict) or not all(map(is_names, content.values())):
+        raise InputError(
+            f'{source}: expected {{"positives_per_query": [[rows], …]}} or '
+            "{query name: [database names], …}"
+        )
+    return list(content.items())

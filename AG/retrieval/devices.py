@@ -1,0 +1,57 @@
+"""Where the work is done: devices, precision, the workers that load, and memory that is kept."""
+
+import contextlib
+import ctypes
+import os
+import signal
+from typing import Literal
+
+import torch
+
+from retrieval.errors import InputError
+
+Precision = Literal["bf16", "fp16", "fp32"]
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is the GPU if there is one, else the CPU; an explicit device must exist."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"--device {name}: no such device; choose auto, cpu or cuda") from error
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise InputError(
+            f"--device {name}: this machine offers {count} CUDA GPUs; use --device cpu"
+        )
+    return device
+
+
+def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager:
+    """Mixed precision for a forward pass; losses and poolings keep themselves in float32."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def quiet_worker(worker: int) -> None:
+    """Let a loader's worker leave Ctrl-C to the main process, and take one thread only."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory for the next allocation instead of giving it back each time.
+
+    A network's maps are large, so by default each is mapped anew and its pages are faulted in. On
+    virtual machines that can cost several times what the layers do. Elsewhere (macOS, musl) there
+    is no such setting and nothing is done.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        trim_threshold, mmap_threshold = -1, -3  # names of the parameters in malloc.h
+        mallopt(mmap_threshold, 1 << 30)
+        mallopt(trim_threshold, (1 << 31) - 1)

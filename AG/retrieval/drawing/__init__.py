@@ -1,0 +1,1 @@
+"""Pictures and pages: figures, curves, the HTML report."""

@@ -1,0 +1,1 @@
+"""Networks: backbones, DELG, DELF, and the weights that fill them."""

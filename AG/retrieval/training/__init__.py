@@ -1,0 +1,1 @@
+"""Training: losses, batches, and the loop that can stop and go on."""
