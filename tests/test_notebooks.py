@@ -32,7 +32,7 @@ TUNING = "--num_features all --max_distance none 0.9 --residual 8 --model affine
 ''',
 }
 # Code cells that show a picture, by the start of a line in them.
-PICTURES = ("pictures.", "curves.", "display(Image", "    display(Image")
+PICTURES = ("looks.", "curves.", "display(Image", "    display(Image")
 
 
 def read(name: str) -> NotebookNode:
