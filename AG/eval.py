@@ -17,7 +17,7 @@ from retrieval import devices, evaluation, files, progress, protocol, report, sa
 from retrieval.commands import evaluate, script
 from retrieval.commands.evaluate import EvaluationOptions
 from retrieval.data.images import check_headers
-from retrieval.data.photo_sets import EvaluationSet, open_set
+from retrieval.data.photo_sets import PhotoSet, open_set
 from retrieval.drawing import looks
 from retrieval.drawing.html_report.content import ReportContent
 from retrieval.drawing.html_report.page import write_report
@@ -39,7 +39,7 @@ def load_network(asked: EvaluationOptions) -> tuple[Delg, str]:
     return model.to(devices.choose_device(asked.device)), str(loaded)
 
 
-def depth_of(asked: EvaluationOptions, photos: EvaluationSet) -> int:
+def depth_of(asked: EvaluationOptions, photos: PhotoSet) -> int:
     """How far rankings go: all of the database where average precision looks at it."""
     if photos.ground_truth and "R" not in photos.ground_truth:
         return len(photos.database)
@@ -47,7 +47,7 @@ def depth_of(asked: EvaluationOptions, photos: EvaluationSet) -> int:
 
 
 def figures_of(
-    rankings: Mapping[str, np.ndarray], photos: EvaluationSet, recall_values: Sequence[int]
+    rankings: Mapping[str, np.ndarray], photos: PhotoSet, recall_values: Sequence[int]
 ) -> dict[str, Any]:
     """What result.json tells of each step, and of what re-ranking did; empty without labels."""
     truth = photos.ground_truth

@@ -20,9 +20,9 @@ import torch
 from retrieval import checkpoint, progress, report, rerank_file
 from retrieval.commands import script
 from retrieval.commands.tune import TuningOptions, read_tuning
+from retrieval.configs.rank import RerankConfig
 from retrieval.drawing import figures
 from retrieval.networks import delg
-from retrieval.rerank import RerankConfig
 from retrieval.saved_run import SavedRun, open_run
 from retrieval.tuning import search_space, tables, try_settings
 from retrieval.tuning.tables import Measured

@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 
 from retrieval import devices, extraction
-from retrieval.extraction import ExtractConfig
+from retrieval.configs.describe import DelgConfig, ExtractConfig
 from retrieval.features import FeatureStore
-from retrieval.networks.delg import Delg, DelgConfig
+from retrieval.networks.delg import Delg
 
 
 def write_photos(folder: Path, count: int, size: int) -> list[Path]:

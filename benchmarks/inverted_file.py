@@ -15,9 +15,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from retrieval.configs.rank import ScoreConfig
 from voc_tree import scoring
 from voc_tree.inverted_file import InvertedFile, Segment
-from voc_tree.scoring import ScoreConfig, Terms
+from voc_tree.scoring import Terms
 
 WORDS = 65_536
 FEATURES = 100

@@ -23,13 +23,15 @@ import torch
 from scipy.spatial import cKDTree
 
 from retrieval import extraction, whitening
+from retrieval.configs.describe import DelgConfig, ExtractConfig
+from retrieval.configs.rank import MatchConfig, RerankConfig, VerifyConfig
 from retrieval.data import ground_truth, images
 from retrieval.features import LocalFeatures
-from retrieval.geometry import VerifyConfig, verify_matches
-from retrieval.matching import MatchConfig, match
-from retrieval.networks.delg import Delg, DelgConfig
+from retrieval.geometry import verify_matches
+from retrieval.matching import match
+from retrieval.networks.delg import Delg
 from retrieval.ransac import load_backend
-from retrieval.rerank import RerankConfig, rerank
+from retrieval.rerank import rerank
 
 T = TypeVar("T")
 
@@ -139,7 +141,7 @@ def deep_features(photos: list[Path], pca_photos: list[Path]) -> dict[Path, Loca
     """Features of the frozen EfficientNet-Lite0 at four scales, half-whitened to 128 dimensions."""
     model = Delg(DelgConfig("efficientnet_lite0", head="gem", attention="norm")).eval()
     scales = tuple(2.0 ** (k / 2) for k in range(-4, 0))
-    config = extraction.ExtractConfig("longest", 1024, local_scales=scales, infer_batch_size=4)
+    config = ExtractConfig("longest", 1024, local_scales=scales, infer_batch_size=4)
     samples = extraction.local_descriptors(model, pca_photos, config)
     projection = whitening.learn_pca(samples, dim=128, power=0.25)
     features: dict[Path, LocalFeatures] = {}

@@ -14,8 +14,9 @@ from typing import TypeVar
 import numpy as np
 from sklearn.cluster import MiniBatchKMeans
 
+from retrieval.configs.rank import TreeConfig
 from voc_tree import tree
-from voc_tree.tree import Tree, TreeConfig
+from voc_tree.tree import Tree
 
 Result = TypeVar("Result")
 

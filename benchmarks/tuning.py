@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 
 from retrieval import progress, saved_run
-from retrieval.data.photo_sets import EvaluationSet
+from retrieval.configs.rank import RerankConfig
+from retrieval.data.photo_sets import PhotoSet
 from retrieval.data.positives import Positives
 from retrieval.evaluation import LocalSource, Ranked
 from retrieval.features import FeatureStore, LocalFeatures
-from retrieval.rerank import RerankConfig
 from retrieval.saved_run import SavedRun
 from retrieval.tuning import search_space, try_settings
 from retrieval.tuning.search_space import Axes
@@ -115,7 +115,7 @@ def made_up(folder: Path, num_features: int, dim: int) -> SavedRun:
     truth = {"R": Positives(positives, [np.empty(0, np.int64)] * QUERIES)}
     return SavedRun(
         folder=folder,
-        photos=EvaluationSet(folder, names[:QUERIES], names, truth),
+        photos=PhotoSet(folder, names[:QUERIES], names, truth),
         ranked=Ranked(ranking, similarity, np.empty((0, 0)), np.empty((0, 0))),
         rankings={},
         result={"feature_store": str(store.folder)},

@@ -10,9 +10,12 @@ import torchvision
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
+from retrieval.configs.describe import BACKBONE_NAMES
+from retrieval.configs.rank import BACKENDS
 from retrieval.errors import InputError
 from retrieval.networks import backbone
 from retrieval.networks.backbone import BACKBONES, Trunk
+from retrieval.ransac import _ESTIMATORS
 
 
 def images(batch=2, height=64, width=96):
@@ -260,3 +263,12 @@ def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
     with pytest.raises(InputError, match=r"pip install -e '.\[efficientnet-lite\]'"):
         Trunk("efficientnet_lite0", "none")
+
+
+def test_the_names_of_the_flags_are_those_of_the_table():
+    assert tuple(BACKBONES) == BACKBONE_NAMES
+
+
+def test_verification_offers_the_back_ends_that_are_there():
+    offered = {(backend, model) for model, known in BACKENDS.items() for backend in known}
+    assert offered == set(_ESTIMATORS)

@@ -11,8 +11,9 @@ import torch
 import torchvision
 
 from retrieval import checkpoint
+from retrieval.configs.describe import DelgConfig
 from retrieval.errors import InputError
-from retrieval.networks.delg import Delg, DelgConfig, create
+from retrieval.networks.delg import Delg, create
 
 CONFIG = DelgConfig(reduction=True, fm_reduction_dim=16, fc_output_dim=24, attention_dim=32)
 

@@ -3,11 +3,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from retrieval.configs.describe import DelgConfig
+from retrieval.configs.learn import AugmentConfig, LossConfig
 from retrieval.data.places import Group
-from retrieval.networks.delg import Delg, DelgConfig
-from retrieval.training.cosplace_batches import Augmentation, AugmentConfig, Draws
+from retrieval.networks.delg import Delg
+from retrieval.training.cosplace_batches import Augmentation, Draws
 from retrieval.training.cosplace_training import sizes
-from retrieval.training.losses import LossConfig
 from retrieval.training.objective import Objective, make_classifiers
 
 

@@ -9,9 +9,10 @@ from scipy.ndimage import map_coordinates
 from torch import nn
 
 from retrieval.checkpoint import save
+from retrieval.configs.describe import DelfConfig
 from retrieval.errors import InputError
 from retrieval.networks import delf_weights
-from retrieval.networks.delf import Attention, Delf, DelfConfig, MultiScale, _refine
+from retrieval.networks.delf import Attention, Delf, MultiScale, _refine
 from retrieval.networks.pooling import GeM
 from retrieval.networks.rmac import Regional, regions
 

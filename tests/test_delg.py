@@ -4,12 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from retrieval.configs.describe import DelgConfig
 from retrieval.errors import InputError
 from retrieval.networks.delg import (
     Attention,
     Autoencoder,
     Delg,
-    DelgConfig,
     GlobalHead,
     activation_norm,
     attention_pool,

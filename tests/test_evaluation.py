@@ -6,13 +6,14 @@ import torch
 from PIL import Image
 
 from retrieval import evaluation, report
+from retrieval.configs.describe import DelgConfig, ExtractConfig
+from retrieval.configs.judge import PositivesConfig
+from retrieval.configs.rank import RerankConfig
 from retrieval.data.ground_truth import Positives
-from retrieval.data.photo_sets import Folders, PositivesConfig, open_folders, open_places, open_set
+from retrieval.data.photo_sets import Folders, open_folders, open_places, open_set
 from retrieval.drawing import looks
 from retrieval.errors import InputError
-from retrieval.extraction import ExtractConfig
-from retrieval.networks.delg import Delg, DelgConfig
-from retrieval.rerank import RerankConfig
+from retrieval.networks.delg import Delg
 
 SETTING = ExtractConfig(num_workers=0, precision="fp32")
 

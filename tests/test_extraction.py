@@ -4,10 +4,10 @@ import torch
 from PIL import Image
 
 from retrieval import extraction
+from retrieval.configs.describe import DelgConfig, ExtractConfig
 from retrieval.errors import InputError
-from retrieval.extraction import ExtractConfig
 from retrieval.features import FeatureStore
-from retrieval.networks.delg import Delg, DelgConfig
+from retrieval.networks.delg import Delg
 from retrieval.whitening import Projection
 
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from retrieval import ransac
+from retrieval.configs.rank import VerifyConfig
 from retrieval.errors import InputError
 from retrieval.features import LocalFeatures
-from retrieval.geometry import SAMPLE_SIZE, VerifyConfig, verify, verify_matches
+from retrieval.geometry import SAMPLE_SIZE, verify, verify_matches
 from retrieval.ransac import load_backend
 
 SIZE = (1000, 800)

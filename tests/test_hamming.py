@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
+from retrieval.configs.rank import TreeConfig
 from retrieval.errors import InputError
 from voc_tree import hamming
 from voc_tree.inverted_file import make_segment
-from voc_tree.tree import TreeConfig, build
+from voc_tree.tree import build
 
 RNG = np.random.default_rng(0)
 POINTS = RNG.normal(size=(300, 16)).astype(np.float32)

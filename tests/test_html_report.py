@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from retrieval import metrics
-from retrieval.data.photo_sets import EvaluationSet
+from retrieval.configs.rank import RerankConfig
+from retrieval.data.photo_sets import PhotoSet
 from retrieval.data.positives import Positives
 from retrieval.drawing import figures, thumbnails
 from retrieval.drawing.html_report import charts, gallery, pictures
@@ -14,7 +15,6 @@ from retrieval.drawing.html_report.content import ReportContent, outcomes
 from retrieval.drawing.html_report.page import render, stamp, table, write_report
 from retrieval.evaluation import LocalSource, score
 from retrieval.features import LocalFeatures
-from retrieval.rerank import RerankConfig
 
 NOTHING = LocalFeatures(
     np.empty((0, 2), np.float32), np.empty((0, 8), np.float32), np.empty(0, np.float32), (1, 1)
@@ -44,7 +44,7 @@ def four(photo, tmp_path):
 
     Query 0 was wrong and is helped, 1 was right and is hurt, 2 stays right, 3 has no positives.
     """
-    photos = EvaluationSet(
+    photos = PhotoSet(
         tmp_path,
         [photo(f"queries/@{10 * i}@{5 * i}@q{i}.png", seed=i) for i in range(4)],
         [photo(f"database/@{10 * i}@{5 * i + 3}@d{i}.png", seed=i) for i in range(6)],
@@ -55,7 +55,7 @@ def four(photo, tmp_path):
     return content_of(photos, {"global": before, "reranked": after})
 
 
-def content_of(photos: EvaluationSet, rankings: dict, **more) -> ReportContent:
+def content_of(photos: PhotoSet, rankings: dict, **more) -> ReportContent:
     local = LocalSource(features, features)
     figures = {step: score(ranking, photos.ground_truth) for step, ranking in rankings.items()}
     figures = figures if photos.ground_truth else {}
@@ -194,7 +194,7 @@ def test_nothing_is_fetched_from_elsewhere(four):
 def test_hostile_names_stay_text(photo, tmp_path):
     # A slash cannot be in a file name, so the element is closed by nothing.
     hostile = "<script>alert(1)\"'&<img src=x onerror=y>.png"
-    photos = EvaluationSet(tmp_path, [photo(hostile)], [photo(f"d{hostile}")])
+    photos = PhotoSet(tmp_path, [photo(hostile)], [photo(f"d{hostile}")])
     ranking = {"global": np.array([[0]])}
     content = content_of(photos, ranking, notes=[hostile], protocol={hostile: {hostile: hostile}})
     page = page_of(content)
@@ -205,14 +205,14 @@ def test_hostile_names_stay_text(photo, tmp_path):
 
 
 def test_names_that_are_no_utf_8_can_be_written(photo, tmp_path):
-    photos = EvaluationSet(tmp_path, [Path(tmp_path / "\udcff.png")], [photo("d.png")])
+    photos = PhotoSet(tmp_path, [Path(tmp_path / "\udcff.png")], [photo("d.png")])
     path = tmp_path / "report.html"
     write_report(path, content_of(photos, {"global": np.array([[0]])}), 5)
     assert "?.png" in path.read_text(encoding="utf-8")
 
 
 def test_without_labels_nothing_is_right_or_wrong(four):
-    photos = EvaluationSet(four.photos.folder, four.photos.queries, four.photos.database)
+    photos = PhotoSet(four.photos.folder, four.photos.queries, four.photos.database)
     page = page_of(content_of(photos, dict(four.rankings)))
     assert "No labels: no figures" in page.words()
     assert "4 of 4 queries shown, in their order: no labels" in page.words()
@@ -228,7 +228,7 @@ def test_junk_is_neutral_and_is_not_counted(photo, tmp_path):
         "M": Positives(rows([1, 2], []), rows([0], [0])),
         "H": Positives(rows([2], []), rows([0, 1], [0])),
     }
-    photos = EvaluationSet(
+    photos = PhotoSet(
         tmp_path,
         [photo(f"q{i}.jpg", seed=i) for i in range(2)],
         [photo(f"d{i}.jpg", seed=i) for i in range(3)],

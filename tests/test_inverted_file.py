@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
+from retrieval.configs.rank import ScoreConfig, TreeConfig
 from retrieval.errors import InputError
 from voc_tree import hamming, scoring
 from voc_tree.index import Index
-from voc_tree.scoring import ScoreConfig
-from voc_tree.tree import TreeConfig, build
+from voc_tree.tree import build
 
 RNG = np.random.default_rng(0)
 CENTRES = RNG.normal(size=(12, 16)) * 2
@@ -97,7 +97,7 @@ def test_cosine(norm, words):
     ],
 )
 def test_hamming_embedding(config):
-    weight, table = idf("leaves"), config.weights()
+    weight, table = idf("leaves"), hamming.distance_weights(config)
     found = make(config).scores(QUERY)
     near = TREE.quantise(QUERY, config.words)
     for image, got in zip(IMAGES, found, strict=True):

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from scipy.spatial import cKDTree
 
 from retrieval import matching
+from retrieval.configs.rank import MatchConfig
 from retrieval.errors import InputError
-from retrieval.matching import MatchConfig, match, match_distances, match_many
+from retrieval.matching import match, match_distances, match_many
 
 EXACT = MatchConfig(precision="float32")
 FAST = MatchConfig()

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from retrieval.data.photo_sets import EvaluationSet
+from retrieval.data.photo_sets import PhotoSet
 
 
-def photos(folder: Path, name: bytes) -> EvaluationSet:
+def photos(folder: Path, name: bytes) -> PhotoSet:
     path = Path(os.fsdecode(os.fsencode(folder) + b"/" + name))
     try:
         path.write_bytes(b"photo")
     except OSError:
         pytest.skip("this file system takes UTF-8 only")
-    return EvaluationSet(folder, [path], [path])
+    return PhotoSet(folder, [path], [path])
 
 
 def test_a_fingerprint_stays_what_it_was(tmp_path):

@@ -12,20 +12,17 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from retrieval import query_reranking
+from retrieval.configs.describe import DelgConfig, ExtractConfig
+from retrieval.configs.rank import Geometry, MatchConfig, RerankConfig, VerifyConfig
 from retrieval.data import images
-from retrieval.data.photo_sets import EvaluationSet
+from retrieval.data.photo_sets import PhotoSet
 from retrieval.data.positives import Positives
 from retrieval.drawing import figures, looks, thumbnails
 from retrieval.drawing.looks import Photo
 from retrieval.errors import InputError
 from retrieval.evaluation import LocalSource, Ranked
-from retrieval.extraction import ExtractConfig
 from retrieval.features import LocalFeatures
-from retrieval.geometry import VerifyConfig
-from retrieval.matching import MatchConfig
-from retrieval.networks.delg import Delg, DelgConfig
-from retrieval.rerank import RerankConfig
-from retrieval.verification import Geometry
+from retrieval.networks.delg import Delg
 
 EXTRACT = ExtractConfig(num_workers=0, precision="fp32")
 
@@ -164,7 +161,7 @@ def city(photo):
     rng = np.random.default_rng(3)
     scene = stored(rng.uniform(0, 60, (40, 2)), (64, 48))
     others = [stored(rng.uniform(0, 60, (40, 2)), (64, 48), seed) for seed in range(1, 7)]
-    photos = EvaluationSet(
+    photos = PhotoSet(
         Path("/"),
         [photo(f"q{i}.png", seed=i) for i in range(3)],
         [photo(f"d{i}.png", seed=i) for i in range(6)],
@@ -217,7 +214,7 @@ def test_of_the_positives_the_one_that_looks_alike_is_shown(photo):
     database = [photo(name, seed=row + 1) for row, name in enumerate(names)]
     queries = [photo("@0@0@10@S@@@@@5@@@q.png"), photo("unnamed.png"), photo("alone.png")]
     truth = Positives([np.arange(3), np.array([2]), np.array([], np.int64)], [[]] * 3)
-    figure = looks.positives(EvaluationSet(Path("/"), queries, database, {"R": truth}), range(3))
+    figure = looks.positives(PhotoSet(Path("/"), queries, database, {"R": truth}), range(3))
     below = figure.axes[3:]
     assert [axis.get_title() for axis in below] == ["positive", "positive", "no positives"]
     for axis, row in zip(below[:2], (1, 2), strict=True):

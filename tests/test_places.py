@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from retrieval.configs.learn import GroupConfig
 from retrieval.data import places
-from retrieval.data.places import GroupConfig, Place
+from retrieval.data.places import Place
 from retrieval.errors import InputError
 
 

@@ -10,13 +10,13 @@ import shutil
 import numpy as np
 import pytest
 
-from retrieval.data.photo_sets import EvaluationSet
+from retrieval.configs.rank import RerankConfig
+from retrieval.data.photo_sets import PhotoSet
 from retrieval.data.positives import Positives
 from retrieval.drawing.html_report.content import ReportContent
 from retrieval.drawing.html_report.page import write_report
 from retrieval.evaluation import LocalSource, score
 from retrieval.features import LocalFeatures
-from retrieval.rerank import RerankConfig
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = [
@@ -57,7 +57,7 @@ def browser():
 @pytest.fixture
 def report(photo, tmp_path):
     """A report of 12 queries: a third wrong, some helped and some hurt; 10 are in the gallery."""
-    photos = EvaluationSet(
+    photos = PhotoSet(
         tmp_path,
         [photo(f"queries/@{10 * i}@{7 * i}@.jpg", seed=i) for i in range(QUERIES)],
         [photo(f"database/@{10 * i}@{7 * i + 3}@.jpg", seed=i) for i in range(QUERIES)],

@@ -6,13 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from retrieval.configs.rank import Geometry, MatchConfig, RerankConfig, VerifyConfig
 from retrieval.data.positives import Positives
 from retrieval.errors import InputError
 from retrieval.features import LocalFeatures
-from retrieval.geometry import VerifyConfig, verify
-from retrieval.matching import MatchConfig, match
-from retrieval.rerank import RerankConfig, effect, measure_floor, random_pairs, reorder, rerank
-from retrieval.verification import Geometry, by_matching, count_inliers
+from retrieval.geometry import verify
+from retrieval.matching import match
+from retrieval.rerank import effect, measure_floor, random_pairs, reorder, rerank
+from retrieval.verification import by_matching, count_inliers
 
 NUM_PLACES = 8
 

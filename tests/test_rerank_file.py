@@ -5,10 +5,8 @@ from dataclasses import replace
 import pytest
 
 from retrieval.commands import evaluate
+from retrieval.configs.rank import MatchConfig, RerankConfig, VerifyConfig
 from retrieval.errors import InputError
-from retrieval.geometry import VerifyConfig
-from retrieval.matching import MatchConfig
-from retrieval.rerank import RerankConfig
 from retrieval.rerank_file import read_rerank, write_rerank
 
 FULL = RerankConfig(

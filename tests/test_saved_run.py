@@ -11,6 +11,7 @@ import torch
 import eval as eval_script
 from retrieval import checkpoint, evaluation, saved_run
 from retrieval.commands import script
+from retrieval.configs.describe import DelgConfig
 from retrieval.errors import InputError
 from retrieval.networks import delg
 
@@ -50,7 +51,7 @@ def test_a_run_opened_again_is_reranked_as_before(places):
 def test_weights_must_be_those_of_the_run(places):
     run = evaluate(places)
     torch.manual_seed(0)  # --seed
-    config = delg.DelgConfig(backbone="resnet18", fc_output_dim=16, attention="norm")
+    config = DelgConfig(backbone="resnet18", fc_output_dim=16, attention="norm")
     model, _ = delg.create(config, "none")
     right = checkpoint.weights_hash(model.state_dict())
     assert saved_run.open_run(run, right).rerank is not None

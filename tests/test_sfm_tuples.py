@@ -3,15 +3,10 @@ import pickle
 import numpy as np
 import pytest
 
+from retrieval.configs.learn import MiningConfig
 from retrieval.data.sfm_pairs import SfmPairs, image_path, read_pairs
 from retrieval.errors import InputError
-from retrieval.training.sfm_tuples import (
-    MiningConfig,
-    TuplePhotos,
-    Tuples,
-    hard_negatives,
-    mine_tuples,
-)
+from retrieval.training.sfm_tuples import TuplePhotos, Tuples, hard_negatives, mine_tuples
 
 
 def unit(rng, count, dim=6):

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from retrieval.configs.rank import TreeConfig
 from retrieval.errors import InputError
 from voc_tree.grouped import kmeans, padded_groups
-from voc_tree.tree import Tree, TreeConfig, build
+from voc_tree.tree import Tree, build
 
 
 def clustered(n: int = 400, d: int = 8, seed: int = 0) -> np.ndarray:

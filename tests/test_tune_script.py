@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from retrieval.commands import script
+from retrieval.configs.describe import DelgConfig
 from retrieval.rerank_file import read_rerank
 
 AG = Path(__file__).parents[1] / "AG"
@@ -153,7 +154,7 @@ def test_bad_input_is_one_clear_error(workplace, words, message, monkeypatch, ca
 
     monkeypatch.chdir(workplace)
     torch.manual_seed(1)
-    config = delg.DelgConfig("resnet18", fc_output_dim=32, attention="norm")
+    config = DelgConfig("resnet18", fc_output_dim=32, attention="norm")
     torch.save(delg.create(config, "none")[0].state_dict(), "other.pth")
     argv = words.replace("VAL", str(newest(workplace, "val"))).split()
     with pytest.raises(SystemExit) as stop:

@@ -8,14 +8,12 @@ import pytest
 
 from retrieval import evaluation
 from retrieval.commands.tune import read_tuning
-from retrieval.data.photo_sets import EvaluationSet
+from retrieval.configs.rank import MatchConfig, RerankConfig, VerifyConfig
+from retrieval.data.photo_sets import PhotoSet
 from retrieval.data.positives import Positives
 from retrieval.errors import InputError
 from retrieval.evaluation import LocalSource, Ranked
 from retrieval.features import LocalFeatures
-from retrieval.geometry import VerifyConfig
-from retrieval.matching import MatchConfig
-from retrieval.rerank import RerankConfig
 from retrieval.saved_run import SavedRun
 from retrieval.tuning import saved_counts, search_space, tables, try_settings
 from retrieval.tuning.search_space import Axes
@@ -71,7 +69,7 @@ def planted(seed=0, helps=True, skipped=()):
 
     truth = {"R": Positives(positives, [np.array([], int)] * QUERIES)}
     names = [Path(f"{i}.png") for i in range(len(database))]
-    photos = EvaluationSet(Path("photos"), names[:QUERIES], names, truth)
+    photos = PhotoSet(Path("photos"), names[:QUERIES], names, truth)
     run = SavedRun(
         folder=Path("run"),
         photos=photos,

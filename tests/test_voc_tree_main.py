@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from retrieval import feature_folders, metrics
+from retrieval.configs.describe import SiftConfig
+from retrieval.configs.rank import ExpandConfig, TreeConfig
 from retrieval.errors import InputError
 from retrieval.features import FeatureStore, LocalFeatures
 from voc_tree import expansion, grid, main, pipeline
 from voc_tree.SIFT import get_descriptor
-from voc_tree.SIFT.sift import Sift, SiftConfig
+from voc_tree.SIFT.sift import Sift
 from voc_tree.test_set import open_test_set
-from voc_tree.tree import TreeConfig
 
 PLACES, VIEWS = 4, 4
 
@@ -239,10 +240,10 @@ def test_expansion_takes_what_lies_in_the_query(features):
     index = pipeline.index_database(photos, tree, settings.score)
     ranked = pipeline.rank(photos, index)
     verified = pipeline.verify(photos, ranked, settings.rerank)
-    config = expansion.ExpandConfig(expand_inliers=10_000)
+    config = ExpandConfig(expand_inliers=10_000)
     same = pipeline.expand(photos, index, ranked, verified, config, settings.rerank)
     np.testing.assert_array_equal(same.ranking, verified.ranking)
-    config = expansion.ExpandConfig()
+    config = ExpandConfig()
     grown = pipeline.expand(photos, index, ranked, verified, config, settings.rerank)
     np.testing.assert_array_equal(np.sort(grown.ranking), np.sort(ranked.ranking))
 

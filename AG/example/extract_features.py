@@ -14,9 +14,9 @@ from example import options, testing
 from example.options import ExtractionOptions
 from retrieval import devices, evaluation, extraction, progress, protocol
 from retrieval.commands.script import run
-from retrieval.data.photo_sets import EvaluationSet
+from retrieval.configs.describe import ExtractConfig
+from retrieval.data.photo_sets import PhotoSet
 from retrieval.errors import InputError
-from retrieval.extraction import ExtractConfig
 from retrieval.feature_folders import database_ids, query_ids, write_feature_folder
 from retrieval.features import FeatureStore
 from retrieval.networks import delf_weights
@@ -71,7 +71,7 @@ def extract(
     model: Delf,
     asked: ExtractionOptions,
     dataset: str,
-    photos: EvaluationSet,
+    photos: PhotoSet,
     projection: Projection | None,
 ) -> FeatureStore:
     """Put the features of one test set into its store, those that are missing."""

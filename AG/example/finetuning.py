@@ -20,13 +20,14 @@ from example.options import TuningOptions
 from example.tuple_batches import batches, describe_tuple, labels_of, mine
 from retrieval import checkpoint, errors
 from retrieval.commands.script import run
+from retrieval.configs.learn import MiningConfig
 from retrieval.data.sfm_pairs import SfmPairs, read_pairs
 from retrieval.errors import InputError
 from retrieval.networks import delf_weights
 from retrieval.networks.delf import Delf
 from retrieval.training import processes, run_folder
 from retrieval.training.losses import contrastive, triplet
-from retrieval.training.sfm_tuples import MiningConfig, TuplePhotos, Tuples
+from retrieval.training.sfm_tuples import TuplePhotos, Tuples
 
 log = logging.getLogger("example")
 

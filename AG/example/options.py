@@ -12,15 +12,13 @@ from typing import Any, Literal
 import torch
 
 from example.scales import parse_scales
-from example.settings import HELP, LocalConfig, RunConfig, TuneConfig
+from example.settings import HELP
 from retrieval.commands import flags
 from retrieval.commands.flags import Asked
+from retrieval.configs.describe import DelfConfig, ExtractConfig, Layer, LocalConfig, PcaConfig
+from retrieval.configs.learn import MiningConfig, RunConfig, TuneConfig
 from retrieval.errors import InputError
-from retrieval.extraction import ExtractConfig
-from retrieval.networks.delf import DelfConfig, Layer
 from retrieval.training import run_folder
-from retrieval.training.sfm_tuples import MiningConfig
-from retrieval.whitening import PcaConfig
 
 log = logging.getLogger(__name__)
 

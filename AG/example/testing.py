@@ -12,9 +12,9 @@ import torch
 
 from example.options import Options
 from retrieval import evaluation, extraction, metrics, progress, protocol, report, search
-from retrieval.data.photo_sets import EvaluationSet, open_revisited
+from retrieval.configs.describe import ExtractConfig
+from retrieval.data.photo_sets import PhotoSet, open_revisited
 from retrieval.data.sfm_pairs import SfmPairs, read_pairs
-from retrieval.extraction import ExtractConfig
 from retrieval.feature_folders import find_test_set
 from retrieval.networks.delf import Delf, MultiScale
 from retrieval.report import revisited_lines
@@ -33,7 +33,7 @@ def networks_in_words(meta: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "  )"])
 
 
-def open_test_sets(data_root: Path, names: Sequence[str]) -> dict[str, EvaluationSet]:
+def open_test_sets(data_root: Path, names: Sequence[str]) -> dict[str, PhotoSet]:
     """The test sets of these names; InputError, listing what is there, if one is missing."""
     return {name: open_revisited(find_test_set(data_root, name)) for name in names}
 
@@ -58,7 +58,7 @@ class Test:
     weights, used until they have been trained.
     """
 
-    sets: dict[str, EvaluationSet]
+    sets: dict[str, PhotoSet]
     extract: ExtractConfig
     multiscale: tuple[float, ...]
     seed: int

@@ -11,13 +11,14 @@ from tqdm import tqdm
 
 from example.testing import describe
 from retrieval import devices
+from retrieval.configs.describe import ExtractConfig, Precision
+from retrieval.configs.learn import MiningConfig
 from retrieval.data import images
 from retrieval.data.sfm_pairs import SfmPairs
 from retrieval.errors import InputError
-from retrieval.extraction import ExtractConfig
 from retrieval.networks.delf import Delf
 from retrieval.training import processes
-from retrieval.training.sfm_tuples import MiningConfig, TuplePhotos, Tuples, mine_tuples
+from retrieval.training.sfm_tuples import TuplePhotos, Tuples, mine_tuples
 
 
 def mine(
@@ -77,7 +78,7 @@ def batches(
 
 
 def describe_tuple(
-    model: Delf, photos: Sequence[torch.Tensor], precision: devices.Precision
+    model: Delf, photos: Sequence[torch.Tensor], precision: Precision
 ) -> torch.Tensor:
     """Photos (3, h, w) uint8 of any sizes -> (n, D) descriptors; those of one size together."""
     device = next(model.parameters()).device

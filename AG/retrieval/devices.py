@@ -4,13 +4,11 @@ import contextlib
 import ctypes
 import os
 import signal
-from typing import Literal
 
 import torch
 
+from retrieval.configs.describe import Precision
 from retrieval.errors import InputError
-
-Precision = Literal["bf16", "fp16", "fp32"]
 
 
 def choose_device(name: str) -> torch.device:

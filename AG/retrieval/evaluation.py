@@ -10,23 +10,24 @@ from typing import Any
 import numpy as np
 
 from retrieval import checkpoint, extraction, metrics, rerank, search
+from retrieval.configs.describe import ExtractConfig, PcaConfig
+from retrieval.configs.rank import RerankConfig
 from retrieval.data import images
-from retrieval.data.photo_sets import EvaluationSet
+from retrieval.data.photo_sets import PhotoSet
 from retrieval.data.positives import Positives
 from retrieval.errors import InputError
-from retrieval.extraction import ExtractConfig
 from retrieval.features import FeatureStore, LocalFeatures
 from retrieval.networks.interface import GlobalNetwork, Network
 from retrieval.progress import Clock, progress_bar, progress_to
-from retrieval.rerank import RerankConfig, Reranking
-from retrieval.whitening import PcaConfig, Projection, learn_pca
+from retrieval.rerank import Reranking
+from retrieval.whitening import Projection, learn_pca
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """The global ranking of an `EvaluationSet`: (Q, K) rows, best first, and similarities.
+    """The global ranking of an `PhotoSet`: (Q, K) rows, best first, and similarities.
 
     A query that could not be decoded has the row -1 throughout and similarity -inf.
     """
@@ -39,7 +40,7 @@ class Ranked:
 
 def rank(
     model: GlobalNetwork,
-    photos: EvaluationSet,
+    photos: PhotoSet,
     config: ExtractConfig,
     k: int,
     *,
@@ -93,7 +94,7 @@ def learn_projection(
 def open_store(
     folder: Path,
     model: Network,
-    photos: EvaluationSet,
+    photos: PhotoSet,
     config: ExtractConfig,
     projection: Projection | None = None,
 ) -> FeatureStore:
@@ -114,7 +115,7 @@ def open_store(
 
 @dataclass(frozen=True)
 class LocalSource:
-    """Local features of an `EvaluationSet` by row, out of a store; none for skipped images."""
+    """Local features of an `PhotoSet` by row, out of a store; none for skipped images."""
 
     queries: Callable[[int], LocalFeatures]
     database: Callable[[int], LocalFeatures]
@@ -122,7 +123,7 @@ class LocalSource:
 
 def local_features(
     model: Network,
-    photos: EvaluationSet,
+    photos: PhotoSet,
     candidates: np.ndarray,
     store: FeatureStore,
     config: ExtractConfig,
@@ -153,7 +154,7 @@ def local_features(
     return local_source(photos, store)
 
 
-def local_source(photos: EvaluationSet, store: FeatureStore) -> LocalSource:
+def local_source(photos: PhotoSet, store: FeatureStore) -> LocalSource:
     """The local features that a store has of these photos."""
     query_ids, database_ids = photos.query_ids, photos.database_ids
     nothing = LocalFeatures(

@@ -4,9 +4,8 @@ Images of any mixture of sizes are grouped by size, so that they are run in batc
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from retrieval import devices
+from retrieval.configs.describe import ExtractConfig
 from retrieval.data import images
 from retrieval.data.images import Box
 from retrieval.errors import InputError
@@ -21,49 +21,6 @@ from retrieval.features import FeatureStore, LocalFeatures
 from retrieval.networks.interface import GlobalNetwork, Network
 from retrieval.networks.pooling import l2_normalize
 from retrieval.whitening import Projection
-
-
-@dataclass(frozen=True)
-class ExtractConfig:
-    """Extraction at test time: image size, scales, number of local features.
-
-    resize: ``none``, ``shorter`` (the shorter side becomes ``size``, as CosPlace does) or
-        ``longest`` (a longest side above ``size`` becomes ``size``, as for landmarks).
-    scales, local_scales: factors applied after that, for global and for local features.
-    max_features: the strongest features of an image, over all scales, are kept.
-    min_score: features with less attention are dropped.
-    infer_batch_size, num_workers, precision: how, not what; bf16 moves results by rounding.
-    """
-
-    resize: Literal["none", "shorter", "longest"] = "none"
-    size: int = 512
-    scales: tuple[float, ...] = (1.0,)
-    local_scales: tuple[float, ...] = (1.0,)
-    max_features: int = 1000
-    min_score: float = 0.0
-    infer_batch_size: int = 16
-    num_workers: int = 2
-    precision: devices.Precision = "bf16"
-
-    def __post_init__(self) -> None:
-        for name in ("size", "max_features", "infer_batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name} {getattr(self, name)}: at least 1 is needed")
-        for name in ("scales", "local_scales"):
-            if not getattr(self, name) or min(getattr(self, name)) <= 0:
-                raise InputError(f"--{name} must be positive numbers, not {getattr(self, name)}")
-
-    def target_size(self, full: tuple[int, int], part: tuple[int, int]) -> tuple[int, int]:
-        """The (width, height) that a ``part`` of an image of size ``full`` is resized to.
-
-        A cropped query is scaled by the factor of its whole image (revisited Oxford/Paris).
-        """
-        factor = 1.0
-        if self.resize == "shorter":
-            factor = self.size / min(full)
-        elif self.resize == "longest":
-            factor = min(1.0, self.size / max(full))
-        return max(1, round(part[0] * factor)), max(1, round(part[1] * factor))
 
 
 class _Plan(NamedTuple):

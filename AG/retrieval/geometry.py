@@ -6,20 +6,16 @@ match instead. The same matches and settings give the same answer, on every run 
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 
 from retrieval import ransac
+from retrieval.configs.rank import VerifyConfig
 from retrieval.errors import InputError
 from retrieval.features import LocalFeatures
 
-Model = Literal["affine", "homography", "fundamental", "similarity"]
-
 # A model always agrees with the sample that it was made of: evidence starts above this number.
 SAMPLE_SIZE = {"affine": 3, "homography": 4, "fundamental": 7, "similarity": 3}
-# Pixels. A fundamental matrix leaves a whole line free, so it has to be stricter.
-DEFAULT_RESIDUAL = {"affine": 15.0, "homography": 12.0, "fundamental": 4.0, "similarity": 15.0}
 
 # Inliers that spread less than this about a line or a point (pixels) determine no transform.
 _MIN_SPREAD = 1.0
@@ -27,55 +23,6 @@ _MIN_SPREAD = 1.0
 _DIRECTION = np.array([1.0, np.pi])
 _REFINED_HYPOTHESES = 5
 _REFINEMENTS = 4
-
-
-@dataclass(frozen=True)
-class VerifyConfig:
-    """How matches are verified.
-
-    model:      "affine", "homography", "fundamental"; or "similarity", for features with scale (and
-                orientation): every match proposes one similarity, the best five are refined to
-                affine transforms, nothing is random.
-    backend:    the library that samples; "similarity" needs none and takes the default only.
-    residual:   pixels in the database image (for "fundamental": from the epipolar line) up to which
-                a match is an inlier; None: the model's entry in DEFAULT_RESIDUAL.
-    trials:     samples drawn at most ("similarity": matches that propose at most).
-    confidence: sampling may stop early when a better model is less likely than 1 - confidence.
-    seed:       of the sampling.
-
-    S1: affine, skimage, residual 15, 100 trials, confidence 1. The paper: affine, 1000 trials.
-    """
-
-    model: Model = "affine"
-    backend: ransac.Backend = "opencv"
-    residual: float | None = None
-    trials: int = 1000
-    confidence: float = 0.999
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.model not in get_args(Model):
-            expected = ", ".join(get_args(Model))
-            raise InputError(f"verification model {self.model!r}: expected one of {expected}")
-        known = ransac.backends_for(self.model) or [VerifyConfig.backend]
-        if self.backend not in known:
-            raise InputError(
-                f"verification back-end {self.backend!r} for model {self.model!r}:"
-                f" expected one of {', '.join(known)}"
-            )
-        if self.residual is not None and not self.residual > 0:
-            raise InputError(f"residual {self.residual}: expected pixels above 0")
-        if self.trials < 1:
-            raise InputError(f"trials {self.trials}: expected at least 1")
-        if not 0 < self.confidence <= 1:
-            raise InputError(f"confidence {self.confidence}: expected a number in (0, 1]")
-        if not 0 <= self.seed < 2**31:
-            raise InputError(f"seed {self.seed}: expected a number from 0 to 2**31 - 1")
-
-    @property
-    def residual_px(self) -> float:
-        """The residual in force, in pixels."""
-        return DEFAULT_RESIDUAL[self.model] if self.residual is None else self.residual
 
 
 @dataclass(frozen=True)

@@ -8,55 +8,18 @@ sums do not depend on the machine, the blocking or the number of threads, and th
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 import torch
 
+from retrieval.configs.rank import MatchConfig
 from retrieval.errors import InputError
-
-Rule = Literal["mutual", "one_way"]
-Precision = Literal["int8", "float32"]
 
 _INT8_MAX = 127
 # Elements of the similarity matrix at a time: what a core's cache still serves well.
 _BLOCK = 1 << 20
 # Elements of double precision at a time that stay in a core's cache.
 _CACHED = 1 << 15
-
-
-@dataclass(frozen=True)
-class MatchConfig:
-    """How two descriptor sets are matched.
-
-    rule:         "mutual": each is the other's nearest neighbour. "one_way": the nearest database
-                  descriptor of every query descriptor.
-    ratio:        keep a match only if its distance is below `ratio` times the distance to the
-                  second nearest database descriptor (Lowe's test); None: no such test.
-    max_distance: keep a match only if its L2 distance is below this; None: no bound. S1 used
-                  "one_way" with 0.6-0.65.
-    precision:    of the products that find the neighbours: "int8" is fast, and may take one of two
-                  nearly equal neighbours for the other; "float32" is exact. The distances in both
-                  tests are always exact.
-    """
-
-    rule: Rule = "mutual"
-    ratio: float | None = None
-    max_distance: float | None = None
-    precision: Precision = "int8"
-
-    def __post_init__(self) -> None:
-        for name, value, known in (
-            ("rule", self.rule, get_args(Rule)),
-            ("precision", self.precision, get_args(Precision)),
-        ):
-            if value not in known:
-                raise InputError(f"matching {name} {value!r}: expected one of {', '.join(known)}")
-        if self.ratio is not None and not 0 < self.ratio <= 1:
-            raise InputError(f"matching ratio {self.ratio}: expected a number in (0, 1], or none")
-        if self.max_distance is not None and not self.max_distance > 0:
-            raise InputError(f"matching distance {self.max_distance}: expected a number above 0")
 
 
 def match(query: np.ndarray, database: np.ndarray, config: MatchConfig) -> np.ndarray:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from retrieval import checkpoint
-from retrieval.data.photo_sets import EvaluationSet
-from retrieval.extraction import ExtractConfig
+from retrieval.configs.describe import ExtractConfig
+from retrieval.data.photo_sets import PhotoSet
 from retrieval.networks.interface import Network
 
 
 def protocol(
-    model: Network, photos: EvaluationSet, extract: ExtractConfig, seed: int, source: str
+    model: Network, photos: PhotoSet, extract: ExtractConfig, seed: int, source: str
 ) -> dict[str, Any]:
     """The stamp without which a figure is worth nothing."""
     how = {"infer_batch_size", "num_workers"}

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from retrieval import metrics, rerank
-from retrieval.data.photo_sets import EvaluationSet
+from retrieval.configs.rank import RerankConfig
+from retrieval.data.photo_sets import PhotoSet
 from retrieval.data.positives import Positives
 from retrieval.errors import InputError
 from retrieval.evaluation import LocalSource, Ranked
-from retrieval.rerank import RerankConfig
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class QueryReranking:
 
 
 def rerank_query(
-    photos: EvaluationSet,
+    photos: PhotoSet,
     ranked: Ranked,
     local: LocalSource,
     query: int,

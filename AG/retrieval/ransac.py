@@ -9,14 +9,13 @@ import threading
 from collections.abc import Callable
 from functools import cache
 from types import ModuleType
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
+from retrieval.configs.rank import Backend
 from retrieval.errors import InputError
-
-Backend = Literal["opencv", "skimage", "poselib", "pycolmap"]
 
 # A back-end's answer: the (3, 3) model and the (M,) bool inliers, or None if it found no model.
 Estimate = tuple[np.ndarray, np.ndarray] | None
@@ -35,11 +34,6 @@ class Settings(NamedTuple):
 def estimate(backend: str, query: np.ndarray, database: np.ndarray, settings: Settings) -> Estimate:
     """Fit a model to (M, 2) float64 points of query and database, more than its minimal sample."""
     return _ESTIMATORS[backend, settings.model](query, database, settings)
-
-
-def backends_for(model: str) -> list[str]:
-    """The back-ends that know a model."""
-    return [backend for backend, known in _ESTIMATORS if known == model]
 
 
 def as_homogeneous(affine: np.ndarray) -> np.ndarray:

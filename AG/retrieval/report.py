@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from retrieval.data.photo_sets import EvaluationSet
+from retrieval.data.photo_sets import PhotoSet
 from retrieval.files import write_atomically
 
 
@@ -66,7 +66,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_atomically(path, json.dumps(content, indent=2) + "\n")
 
 
-def write_predictions(path: Path, photos: EvaluationSet, ranking: np.ndarray, count: int) -> None:
+def write_predictions(path: Path, photos: PhotoSet, ranking: np.ndarray, count: int) -> None:
     """A CSV with a line for each query: its name, and its first ``count`` predictions."""
     text = io.StringIO()
     writer = csv.writer(text)

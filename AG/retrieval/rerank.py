@@ -6,67 +6,15 @@ what such pairs reach, and only inliers above it count. Without any, the old ord
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from retrieval import metrics
+from retrieval.configs.rank import RerankConfig
 from retrieval.data.positives import Positives
 from retrieval.errors import InputError
-from retrieval.geometry import VerifyConfig
-from retrieval.matching import MatchConfig
-from retrieval.verification import STAGES, FeatureLookup, Geometry, count_inliers
-
-
-@dataclass(frozen=True)
-class RerankConfig:
-    """How rankings are verified.
-
-    top_k:          entries at the head of each ranking that are verified and reordered.
-    num_features:   the strongest so many local features of each image are matched; None: all.
-    match, verify:  of every pair of images.
-    fusion:         inliers that the best similarity of a row is worth, see `reorder`; 0: similarity
-                    only decides between equal inliers.
-    floor:          inliers that count for nothing; None: measured on random pairs. S1: 0.
-    floor_pairs:    random pairs to measure it on.
-    floor_quantile: of their inlier counts that is the floor. A quantile as high as 0.99 rests on
-                    the few pairs that happen to show one place; 0.95 hardly moves with them.
-    seed:           of the draw of the random pairs.
-    threads:        None: as many as torch uses.
-    """
-
-    top_k: int = 100
-    num_features: int | None = None
-    match: MatchConfig = field(default_factory=MatchConfig)
-    verify: VerifyConfig = field(default_factory=VerifyConfig)
-    fusion: float = 0.0
-    floor: float | None = None
-    floor_pairs: int = 400
-    floor_quantile: float = 0.95
-    seed: int = 0
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("top_k", "floor_pairs"):
-            if getattr(self, name) < 1:
-                raise InputError(f"re-ranking {name} {getattr(self, name)}: expected at least 1")
-        for name in ("num_features", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"re-ranking {name} {value}: expected at least 1")
-        for name in ("fusion", "floor"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < np.inf:
-                raise InputError(f"re-ranking {name} {value}: expected inliers, 0 or more")
-        if not 0 <= self.floor_quantile <= 1:
-            raise InputError(f"floor quantile {self.floor_quantile}: expected a number in [0, 1]")
-        if not 0 <= self.seed < 2**31:
-            raise InputError(f"re-ranking seed {self.seed}: expected a number from 0 to 2**31 - 1")
-
-    @property
-    def geometry(self) -> Geometry:
-        """The part that decides how many inliers a pair has; the rest is order."""
-        return Geometry(self.num_features, self.match, self.verify)
+from retrieval.verification import STAGES, FeatureLookup, count_inliers
 
 
 @dataclass(frozen=True)

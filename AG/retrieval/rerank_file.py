@@ -18,11 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
+from retrieval.configs.rank import MatchConfig, RerankConfig, VerifyConfig
 from retrieval.errors import InputError
 from retrieval.files import write_atomically
-from retrieval.geometry import VerifyConfig
-from retrieval.matching import MatchConfig
-from retrieval.rerank import RerankConfig
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -14,16 +14,15 @@ from typing import Any
 import numpy as np
 
 from retrieval import evaluation
-from retrieval.data.photo_sets import EvaluationSet, Folders, PositivesConfig, open_set
+from retrieval.configs.describe import ExtractConfig
+from retrieval.configs.judge import PositivesConfig
+from retrieval.configs.rank import MatchConfig, RerankConfig, VerifyConfig
+from retrieval.data.photo_sets import Folders, PhotoSet, open_set
 from retrieval.data.positives import Positives
 from retrieval.errors import InputError
 from retrieval.evaluation import LocalSource, Ranked
-from retrieval.extraction import ExtractConfig
 from retrieval.features import FeatureStore
 from retrieval.files import read_npz, write_atomically
-from retrieval.geometry import VerifyConfig
-from retrieval.matching import MatchConfig
-from retrieval.rerank import RerankConfig
 
 _RESULT, _RANKINGS = "result.json", "rankings.npz"
 
@@ -39,7 +38,7 @@ class SavedRun:
     """
 
     folder: Path
-    photos: EvaluationSet
+    photos: PhotoSet
     ranked: Ranked
     rankings: dict[str, np.ndarray]
     result: dict[str, Any]
@@ -124,7 +123,7 @@ def _rerank_config(stamp: Mapping[str, Any] | None) -> RerankConfig | None:
 
 
 def _open_features(
-    folder: Path, store_folder: Path, photos: EvaluationSet, shortlists: np.ndarray
+    folder: Path, store_folder: Path, photos: PhotoSet, shortlists: np.ndarray
 ) -> LocalSource:
     """The stored features; InputError where some of those that were ranked are gone."""
     store = FeatureStore(store_folder)
@@ -160,7 +159,7 @@ def _other_version(file: Path, problem: str) -> InputError:
     return InputError(f"{file}: not of eval.py, or of an older one ({problem}): run eval.py again")
 
 
-def _open_photos(folder: Path, result: Mapping[str, Any]) -> EvaluationSet:
+def _open_photos(folder: Path, result: Mapping[str, Any]) -> PhotoSet:
     told = result["set"]
     folders = {name: None if path is None else Path(path) for name, path in told["folders"].items()}
     photos = open_set(
@@ -174,7 +173,7 @@ def _open_photos(folder: Path, result: Mapping[str, Any]) -> EvaluationSet:
     return photos
 
 
-def _read_rankings(folder: Path, photos: EvaluationSet) -> dict[str, np.ndarray]:
+def _read_rankings(folder: Path, photos: PhotoSet) -> dict[str, np.ndarray]:
     """The rankings (Q, K), and the "similarity" of the first."""
     file = folder / _RANKINGS
     rankings = read_npz(file, ("global", "similarity"), "run eval.py again")

@@ -16,9 +16,10 @@ import cv2
 import numpy as np
 import torch
 
+from retrieval.configs.rank import Geometry, Matching
 from retrieval.features import LocalFeatures
-from retrieval.geometry import Verification, VerifyConfig, verify_matches
-from retrieval.matching import MatchConfig, as_single, match, match_distances, match_many
+from retrieval.geometry import Verification, verify_matches
+from retrieval.matching import as_single, match, match_distances, match_many
 from retrieval.ransac import load_backend
 
 STAGES = ("loading", "matching", "verification")
@@ -27,27 +28,6 @@ STAGES = ("loading", "matching", "verification")
 _BATCH = 25
 
 FeatureLookup = Callable[[int], LocalFeatures]
-
-
-class Matching(NamedTuple):
-    """What the matches of a pair depend on, before they are held against `max_distance`."""
-
-    num_features: int | None
-    match: MatchConfig
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """What the inliers of a pair depend on; the fields are those of `RerankConfig`."""
-
-    num_features: int | None
-    match: MatchConfig
-    verify: VerifyConfig
-
-    @property
-    def matching(self) -> Matching:
-        """Geometries for which this is the same share one matching."""
-        return Matching(self.num_features, replace(self.match, max_distance=None))
 
 
 @dataclass(frozen=True)

@@ -2,25 +2,11 @@
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from retrieval.errors import InputError
-
-
-@dataclass(frozen=True)
-class PcaConfig:
-    """Projection of local descriptors (none without photos to learn it on).
-
-    pca_power: each axis is scaled by its eigenvalue to the minus this power. 0 is plain PCA, ½
-    whitening; ¼, half-whitening, serves local descriptors best.
-    """
-
-    pca_photos: Path | None = None
-    pca_dim: int = 128
-    pca_power: float = 0.25
 
 
 @dataclass(frozen=True)

@@ -3,31 +3,12 @@
 Chum, Philbin, Sivic, Isard, Zisserman, "Total recall", ICCV 2007.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from retrieval.errors import InputError
+from retrieval.configs.rank import ExpandConfig, RerankConfig
 from retrieval.features import LocalFeatures
-from retrieval.rerank import RerankConfig, Reranking
+from retrieval.rerank import Reranking
 from retrieval.verification import match_pair
-
-
-@dataclass(frozen=True)
-class ExpandConfig:
-    """Which images expand a query.
-
-    expand_num:     images at most, the best verified ones.
-    expand_inliers: an image with as many inliers is believed to show what the query shows.
-    """
-
-    expand_num: int = 20
-    expand_inliers: int = 8
-
-    def __post_init__(self) -> None:
-        for name in ("expand_num", "expand_inliers"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name} {getattr(self, name)}: at least 1 is needed")
 
 
 def believed(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from retrieval.configs.rank import ScoreConfig
 from retrieval.errors import InputError
 from voc_tree.grouped import padded_groups
 from voc_tree.tree import Tree
@@ -101,3 +102,13 @@ def power_weights(bits: int, power: float, most: int) -> np.ndarray:
     distance = np.arange(bits + 1)
     similarity = np.maximum(1 - 2 * distance / bits, 0) ** power
     return np.where(distance <= most, similarity, 0).astype(np.float32)
+
+
+def distance_weights(config: ScoreConfig) -> np.ndarray:
+    """(bits + 1,) float32: the weight of each Hamming distance that ``config`` says."""
+    if config.weight == "hard":
+        return hard_weights(config.bits, config.most)
+    if config.weight == "power":
+        return power_weights(config.bits, config.power, config.most)
+    sigma = config.bits / 4 if config.sigma is None else config.sigma
+    return soft_weights(config.bits, sigma, config.most)

@@ -4,10 +4,11 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from retrieval.configs.rank import ScoreConfig
 from voc_tree import hamming, scoring
 from voc_tree.hamming import Embedding
 from voc_tree.inverted_file import InvertedFile, Postings
-from voc_tree.scoring import ScoreConfig, Terms
+from voc_tree.scoring import Terms
 from voc_tree.tree import Tree
 
 

@@ -8,13 +8,15 @@ from typing import Any
 
 from retrieval.commands import flags
 from retrieval.commands.flags import Asked
+from retrieval.configs.rank import (
+    ExpandConfig,
+    MatchConfig,
+    RerankConfig,
+    ScoreConfig,
+    TreeConfig,
+    VerifyConfig,
+)
 from retrieval.errors import InputError
-from retrieval.geometry import VerifyConfig
-from retrieval.matching import MatchConfig
-from retrieval.rerank import RerankConfig
-from voc_tree.expansion import ExpandConfig
-from voc_tree.scoring import ScoreConfig
-from voc_tree.tree import TreeConfig
 
 # S2's settings, as far as they are not defaults.
 _S2_SCORE: dict[str, Any] = {"score": "l1", "nodes": "all", "words": 1}

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from retrieval import rerank as reranking
+from retrieval.configs.rank import ExpandConfig, RerankConfig, ScoreConfig, TreeConfig
 from retrieval.errors import InputError
-from retrieval.rerank import RerankConfig, Reranking
+from retrieval.rerank import Reranking
 from voc_tree import expansion, hamming, scoring, tree
-from voc_tree.expansion import ExpandConfig
 from voc_tree.index import Index, nearest_words
-from voc_tree.scoring import ScoreConfig
 from voc_tree.test_set import TestSet, sample_images
-from voc_tree.tree import Tree, TreeConfig
+from voc_tree.tree import Tree
 
 # Descriptors from which the medians of Hamming embedding are learned.
 _EMBEDDING_SAMPLE = 2_000_000

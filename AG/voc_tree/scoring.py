@@ -1,73 +1,12 @@
 """Scores: how much the words of a query and of each database image have in common."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-from retrieval.errors import InputError
+from retrieval.configs.rank import ScoreConfig
 from voc_tree import hamming
 from voc_tree.inverted_file import Hits, InvertedFile
-
-Score = Literal["l1", "cosine", "hamming"]
-Weight = Literal["power", "soft", "hard"]
-Nodes = Literal["leaves", "all"]
-Norm = Literal["self", "features"]
-
-
-@dataclass(frozen=True)
-class ScoreConfig:
-    """How shared words are scored.
-
-    score:     "l1": Σ min(q, d) over the L1-normalised tf-idf vectors, which orders as S2's
-               2 + Σ (|q − d| − |q| − |d|) does, upside down; "cosine": their inner product;
-               "hamming": Σ idf² · weight(distance of signatures) over pairs of features.
-    words:     nearest words of a query feature that are looked up.
-    bits:      of a signature.
-    aggregate: one signature for all features of an image in a word (ASMK*).
-    weight:    of a Hamming distance h up to ``ht``: "power" (1 − 2h/bits) ** power, "soft"
-               exp(−h²/sigma²), or "hard" 1. None: ht is 3/8 of the bits ("power": 7/16, beyond
-               which the weight is below 0.002), sigma a quarter.
-    burst:     several features of an image that match one query feature count as the square root of
-               their number (Jégou et al., "On the burstiness of visual elements", CVPR 2009).
-    nodes:     words are the "leaves" of the tree, or "all" nodes down to them (l1 and cosine only).
-    norm:      what cosine and Hamming scores are divided by: "self", the square root of the image's
-               score with itself, or "features", the square root of its number of features.
-    """
-
-    score: Score = "hamming"
-    words: int = 5
-    bits: int = 64
-    aggregate: bool = False
-    weight: Weight = "power"
-    ht: int | None = None
-    sigma: float | None = None
-    power: float = 3.0
-    burst: bool = True
-    nodes: Nodes = "leaves"
-    norm: Norm = "features"
-
-    def __post_init__(self) -> None:
-        if self.words < 1:
-            raise InputError(f"--words {self.words}: at least 1 is needed")
-        if self.ht is not None and not 0 <= self.ht <= self.bits:
-            raise InputError(f"--ht {self.ht}: expected 0 to {self.bits}, the bits of a signature")
-
-    @property
-    def most(self) -> int:
-        """The largest Hamming distance that counts."""
-        if self.ht is not None:
-            return self.ht
-        return self.bits * 7 // 16 if self.weight == "power" else self.bits * 3 // 8
-
-    def weights(self) -> np.ndarray:
-        """(bits + 1,) float32: the weight of each Hamming distance."""
-        if self.weight == "hard":
-            return hamming.hard_weights(self.bits, self.most)
-        if self.weight == "power":
-            return hamming.power_weights(self.bits, self.power, self.most)
-        sigma = self.bits / 4 if self.sigma is None else self.sigma
-        return hamming.soft_weights(self.bits, sigma, self.most)
 
 
 @dataclass(frozen=True)
@@ -119,7 +58,9 @@ def _hamming_values(
     hits: Hits, query: Terms, idf_squared: np.ndarray, config: ScoreConfig
 ) -> np.ndarray:
     assert hits.distance is not None
-    value = config.weights()[hits.distance] * idf_squared[hits.term].astype(np.float32)
+    value = hamming.distance_weights(config)[hits.distance] * idf_squared[hits.term].astype(
+        np.float32
+    )
     if config.burst and len(value):
         pair = query.feature[hits.term] * np.int64(hits.image.max() + 1) + hits.image
         order = np.argsort(pair)

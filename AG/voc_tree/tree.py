@@ -7,7 +7,7 @@ flat codebook, height 2 with 256 branches has 65,536 words at the cost of 512 co
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
@@ -16,36 +16,13 @@ import safetensors
 import safetensors.torch
 import torch
 
+from retrieval.configs.rank import TreeConfig
 from retrieval.errors import InputError
 from retrieval.files import write_atomically
 from voc_tree.grouped import kmeans, padded_groups, squared_distances
 
 # Distances held at a time while descriptors go down the tree.
 _BATCH_DISTANCES = 1 << 24
-
-
-@dataclass(frozen=True)
-class TreeConfig:
-    """Shape and training of a tree; the shape is S2's by default.
-
-    tree_height, tree_branch: levels below the root, and children of a node. A node that gets fewer
-        features than branches is a leaf, so branch ** height leaves are an upper bound.
-    train_features: the tree is trained on a random sample of at most as many.
-    iterations, samples_per_child: of the k-means of a node.
-    tree_seed: of the sample and of the start of each k-means.
-    """
-
-    tree_height: int = 6
-    tree_branch: int = 10
-    train_features: int = 4_000_000
-    iterations: int = 10
-    samples_per_child: int = 256
-    tree_seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (("tree_height", 1), ("tree_branch", 2), ("train_features", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"--{name} {getattr(self, name)}: at least {least} is needed")
 
 
 class Tree:

@@ -21,18 +21,14 @@ from retrieval.commands.options import (
     split_folder,
 )
 from retrieval.commands.script import LOGS
-from retrieval.data.photo_sets import Folders, PositivesConfig, find_gnd
+from retrieval.configs.describe import DelgConfig, ExtractConfig, PcaConfig
+from retrieval.configs.judge import PositivesConfig
+from retrieval.configs.learn import AugmentConfig, TrainConfig
+from retrieval.configs.rank import MatchConfig, RerankConfig, VerifyConfig
+from retrieval.data.photo_sets import Folders, find_gnd
 from retrieval.errors import InputError
-from retrieval.extraction import ExtractConfig
-from retrieval.geometry import VerifyConfig
-from retrieval.matching import MatchConfig
 from retrieval.networks import delg
-from retrieval.networks.delg import DelgConfig
-from retrieval.rerank import RerankConfig
 from retrieval.rerank_file import read_rerank
-from retrieval.training.cosplace_batches import AugmentConfig
-from retrieval.training.trainer import TrainConfig
-from retrieval.whitening import PcaConfig
 
 
 @dataclass(frozen=True)

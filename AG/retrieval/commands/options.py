@@ -10,19 +10,14 @@ from retrieval import devices
 from retrieval.commands import flags
 from retrieval.commands.flags import Asked
 from retrieval.commands.script import LOGS
-from retrieval.data.photo_sets import PositivesConfig
-from retrieval.data.places import GroupConfig
+from retrieval.configs.describe import DelgConfig, ExtractConfig
+from retrieval.configs.judge import PositivesConfig
+from retrieval.configs.learn import AugmentConfig, GroupConfig, LossConfig, TrainConfig
+from retrieval.configs.rank import MatchConfig, RerankConfig, VerifyConfig
 from retrieval.errors import InputError
-from retrieval.extraction import ExtractConfig
-from retrieval.geometry import VerifyConfig
-from retrieval.matching import MatchConfig
 from retrieval.networks import delg
-from retrieval.networks.delg import DelgConfig
-from retrieval.rerank import RerankConfig
-from retrieval.training.cosplace_batches import AugmentConfig
 from retrieval.training.cosplace_training import Where
-from retrieval.training.losses import LossConfig
-from retrieval.training.trainer import Recipe, TrainConfig
+from retrieval.training.trainer import Recipe
 
 RECALL_VALUES = (1, 5, 10, 20)
 

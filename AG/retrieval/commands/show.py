@@ -14,14 +14,11 @@ from retrieval.commands.options import (
     read_reranking,
     read_weights_flag,
 )
+from retrieval.configs.describe import DelgConfig, ExtractConfig
+from retrieval.configs.learn import AugmentConfig
+from retrieval.configs.rank import MatchConfig, RerankConfig, VerifyConfig
 from retrieval.errors import InputError
-from retrieval.extraction import ExtractConfig
-from retrieval.geometry import VerifyConfig
-from retrieval.matching import MatchConfig
 from retrieval.networks import delg
-from retrieval.networks.delg import DelgConfig
-from retrieval.rerank import RerankConfig
-from retrieval.training.cosplace_batches import AugmentConfig
 
 # What each picture is made of: photos, or queries and database images of a run by their numbers.
 _NEEDED = {

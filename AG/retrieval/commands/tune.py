@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from retrieval.commands import flags
+from retrieval.configs.rank import Model, RerankConfig, Rule
 from retrieval.errors import InputError
-from retrieval.geometry import Model
-from retrieval.matching import Rule
-from retrieval.rerank import RerankConfig
 from retrieval.tuning.search_space import WORDS, Axes, in_words
 
 _HELP = {

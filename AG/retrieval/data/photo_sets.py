@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from retrieval.configs.judge import PositivesConfig
 from retrieval.data import ground_truth, images, places, positives
 from retrieval.data.ground_truth import Positives
 from retrieval.data.images import Box
@@ -13,19 +14,7 @@ from retrieval.errors import InputError
 
 
 @dataclass(frozen=True)
-class PositivesConfig:
-    """Which database images are right answers, for sets in which names tell the positions."""
-
-    positive_dist_threshold: float = 25.0
-    positive_angle: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.positive_dist_threshold <= 0:
-            raise InputError(f"--positive_dist_threshold {self.positive_dist_threshold}: not > 0")
-
-
-@dataclass(frozen=True)
-class EvaluationSet:
+class PhotoSet:
     """Query and database images with their ground truth, a `Positives` for each protocol.
 
     ``ground_truth`` has the key ``R`` (recalls), the keys ``E``, ``M`` and ``H`` (revisited
@@ -95,7 +84,7 @@ class Folders:
     positives_file: Path | None = None
 
 
-def open_set(folders: Folders, config: PositivesConfig, *, labels: bool = True) -> EvaluationSet:
+def open_set(folders: Folders, config: PositivesConfig, *, labels: bool = True) -> PhotoSet:
     """The evaluation set in these folders, whichever layout it has."""
     if folders.dataset is None:
         assert folders.database is not None
@@ -108,7 +97,7 @@ def open_set(folders: Folders, config: PositivesConfig, *, labels: bool = True) 
     return open_places(folders.dataset, config, labels=labels)
 
 
-def open_places(folder: Path, config: PositivesConfig, *, labels: bool = True) -> EvaluationSet:
+def open_places(folder: Path, config: PositivesConfig, *, labels: bool = True) -> PhotoSet:
     """A split in the layout of SF-XS: ``folder/database`` and ``queries`` (or ``queries_v1``)."""
     if not folder.is_dir():
         raise InputError(f"{folder} does not exist: is --dataset_folder right?")
@@ -126,7 +115,7 @@ def open_folders(
     positives_file: Path | None = None,
     *,
     labels: bool = True,
-) -> EvaluationSet:
+) -> PhotoSet:
     """Any two folders of images; positives from a file, else from the positions in the names."""
     database = images.list_images(database_folder)
     queries = images.list_images(queries_folder)
@@ -137,7 +126,7 @@ def open_folders(
         truth["R"] = positives.from_file(positives_file, query_names, database_names)
     elif labels:
         truth["R"] = _by_names(queries, database, config)
-    return EvaluationSet(_common_folder(database_folder, queries_folder), queries, database, truth)
+    return PhotoSet(_common_folder(database_folder, queries_folder), queries, database, truth)
 
 
 def _by_names(
@@ -165,7 +154,7 @@ def find_gnd(folder: Path) -> Path | None:
     return found[0] if found and (folder / "jpg").is_dir() else None
 
 
-def open_revisited(folder: Path, *, labels: bool = True, need_photos: bool = True) -> EvaluationSet:
+def open_revisited(folder: Path, *, labels: bool = True, need_photos: bool = True) -> PhotoSet:
     """A test set like revisited Oxford/Paris: ``jpg/`` and ``gnd_*.pkl`` or ``.json``.
 
     Raises InputError where an image is missing, unless only names and ground truth are needed.
@@ -185,7 +174,7 @@ def open_revisited(folder: Path, *, labels: bool = True, need_photos: bool = Tru
             (left, top, right, bottom) for left, top, right, bottom in revisited.boxes.tolist()
         ]
     truth = revisited.ground_truth if labels else {}
-    return EvaluationSet(folder / "jpg", queries, database, truth, boxes)
+    return PhotoSet(folder / "jpg", queries, database, truth, boxes)
 
 
 def _jpg(folder: Path, name: str) -> Path:

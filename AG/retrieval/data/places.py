@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from retrieval.configs.learn import GroupConfig
 from retrieval.data import images
 from retrieval.errors import InputError
 from retrieval.files import write_atomically
@@ -71,30 +72,6 @@ def positions(paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
     """The places in N file names: utm (N, 2) metres, heading (N,) degrees, nan where absent."""
     places = np.array([parse_name(path) for path in paths], np.float64).reshape(-1, 3)
     return places[:, :2].copy(), places[:, 2].copy()
-
-
-@dataclass(frozen=True)
-class GroupConfig:
-    """How CosPlace cuts the map into classes and deals the classes into groups.
-
-    A class is a cell of M metres × M metres × alpha degrees with at least min_images_per_class
-    images. Classes of one group lie N cells apart in position and L cells in heading; the first
-    groups_num groups are used.
-    """
-
-    M: int = 10
-    alpha: int = 30
-    N: int = 5
-    L: int = 2
-    groups_num: int = 8
-    min_images_per_class: int = 10
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if value < 1:
-                raise InputError(f"--{name} {value}: at least 1 is needed")
-        if self.alpha > 360:
-            raise InputError(f"--alpha {self.alpha}: at most 360 degrees are possible")
 
 
 @dataclass(frozen=True)

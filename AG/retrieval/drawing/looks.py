@@ -9,19 +9,20 @@ import torch
 from matplotlib.figure import Figure
 
 from retrieval import extraction, metrics
+from retrieval.configs.describe import ExtractConfig
+from retrieval.configs.rank import Geometry
 from retrieval.data import images, places
 from retrieval.data.images import Box
-from retrieval.data.photo_sets import EvaluationSet
+from retrieval.data.photo_sets import PhotoSet
 from retrieval.drawing import figures
 from retrieval.drawing.html_report.pictures import heat_map
 from retrieval.drawing.thumbnails import thumbnail_or_note
 from retrieval.errors import InputError
-from retrieval.extraction import ExtractConfig
 from retrieval.features import LocalFeatures
 from retrieval.metrics import rank_of
 from retrieval.networks.interface import Network
 from retrieval.query_reranking import QueryReranking, check_index
-from retrieval.verification import Geometry, match_pair
+from retrieval.verification import match_pair
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def matches(query: Photo, database: Photo, geometry: Geometry) -> Figure:
     )
 
 
-def reranking(photos: EvaluationSet, query: int, found: QueryReranking, count: int = 5) -> Figure:
+def reranking(photos: PhotoSet, query: int, found: QueryReranking, count: int = 5) -> Figure:
     """A query's first predictions before and after re-ranking, and where its positives went."""
     truth = photos.truth
 
@@ -121,7 +122,7 @@ def reranking(photos: EvaluationSet, query: int, found: QueryReranking, count: i
     )
 
 
-def positives(photos: EvaluationSet, queries: Sequence[int]) -> Figure:
+def positives(photos: PhotoSet, queries: Sequence[int]) -> Figure:
     """Queries (rows) above a positive each, to see what is asked of a network.
 
     Of several positives the one is shown that looks the most alike way, if the names tell.
@@ -140,7 +141,7 @@ def positives(photos: EvaluationSet, queries: Sequence[int]) -> Figure:
     return figures.pairs(columns, _without_positives(photos))
 
 
-def _without_positives(photos: EvaluationSet) -> str:
+def _without_positives(photos: PhotoSet) -> str:
     return "no labels" if photos.truth is None else "no positives"
 
 
@@ -158,7 +159,7 @@ def _turn(first: Path, second: Path) -> float:
 
 def save_strips(
     folder: Path,
-    photos: EvaluationSet,
+    photos: PhotoSet,
     ranking: np.ndarray,
     num_queries: int,
     *,

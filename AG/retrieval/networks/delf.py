@@ -5,62 +5,19 @@ cells of a map as local features, scored by that attention.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from retrieval.configs.describe import DelfConfig, DelgConfig
 from retrieval.data import images
-from retrieval.errors import InputError
-from retrieval.networks.backbone import BACKBONES, Trunk
-from retrieval.networks.delg import DelgConfig, activation_norm
+from retrieval.networks.backbone import Trunk
+from retrieval.networks.delg import activation_norm
 from retrieval.networks.pooling import GeM, full_precision, l2_normalize, mac, spoc
 from retrieval.networks.rmac import Regional, identity_linear
-
-POOLS = ("mac", "spoc", "gem")
-
-Layer = Literal["layer3", "layer4"]
-
-
-@dataclass(frozen=True)
-class DelfConfig:
-    """What the network is made of; a checkpoint carries it.
-
-    arch:            a name of `backbone.BACKBONES`, whose local and global map stand for layer3 and
-                     layer4 where it is no ResNet.
-    pool:            how the map becomes a descriptor; GeM's power is learned.
-    local_whitening: a linear layer on each cell before pooling.
-    regional:        pool R-MAC's regions, each with its own linear layer, and add them up.
-    whitening:       a linear layer after pooling.
-    attention:       the map is weighted by a learned attention before it is pooled.
-    layer:           the map that is pooled, and that the attention is trained on.
-    local_layer:     the map whose cells are the local features.
-    """
-
-    arch: str = "resnet101"
-    pool: Literal["mac", "spoc", "gem"] = "gem"
-    local_whitening: bool = False
-    regional: bool = False
-    whitening: bool = False
-    attention: bool = False
-    layer: Layer = "layer4"
-    local_layer: Layer = "layer4"
-
-    def __post_init__(self) -> None:
-        """Raise InputError for a value that no network can have."""
-        if self.arch not in BACKBONES:
-            raise InputError(f"--arch {self.arch}: expected one of {', '.join(BACKBONES)}")
-        if self.pool not in POOLS:
-            raise InputError(f"--pool {self.pool}: expected one of {', '.join(POOLS)}")
-        for name in ("layer", "local_layer"):
-            if getattr(self, name) not in ("layer3", "layer4"):
-                raise InputError(f"--layer {getattr(self, name)}: expected layer3 or layer4")
-        if (self.layer, self.local_layer) == ("layer3", "layer4"):
-            raise InputError(
-                "--layer layer4: this network's attention is of layer3; use --layer layer3"
-            )
 
 
 class Attention(nn.Module):

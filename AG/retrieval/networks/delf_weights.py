@@ -10,9 +10,10 @@ import torch
 
 from retrieval import checkpoint
 from retrieval.checkpoint import PartsReport, State, Weights
+from retrieval.configs.describe import DelfConfig
 from retrieval.errors import InputError
 from retrieval.networks.backbone import BACKBONES, PRETRAINED
-from retrieval.networks.delf import Delf, DelfConfig
+from retrieval.networks.delf import Delf
 from retrieval.whitening import Projection
 
 # cirtorch numbers a ResNet's children in their order.

@@ -1,61 +1,18 @@
 """DELG (Cao et al. 2020): one network, a global descriptor and local features with attention."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from retrieval.checkpoint import PartsReport, load_parts, parts, read_weights
+from retrieval.configs.describe import DelgConfig
 from retrieval.errors import InputError
-from retrieval.networks.backbone import PRETRAINED, Trunk, find
+from retrieval.networks.backbone import PRETRAINED, Trunk
 from retrieval.networks.pooling import GeM, full_precision, l2_normalize
-
-
-@dataclass(frozen=True)
-class DelgConfig:
-    """What the network is made of; a checkpoint carries it.
-
-    backbone:         a key of `backbone.BACKBONES`.
-    head:             "delg": L2 over channels, GeM, Linear, L2 (as S1 and CosPlace);
-                      "gem": GeM, L2, for backbones used as they are.
-    fc_output_dim:    size of the global descriptor; with head "gem" it is the global map's depth.
-    reduction:        an autoencoder makes the local descriptors, `fm_reduction_dim` wide; without
-                      it they are the local map itself.
-    attention:        "learned", or "norm": the L2 norm of the local map, where nothing is trained,
-                      averaged over `norm_window` x `norm_window` cells.
-    attention_dim:    width of the hidden layer of the learned attention.
-    train_all_layers: otherwise the backbone's early layers are frozen.
-    """
-
-    backbone: str = "resnet18"
-    head: Literal["delg", "gem"] = "delg"
-    fc_output_dim: int = 512
-    gem_p: float = 3.0
-    gem_eps: float = 1e-6
-    reduction: bool = False
-    fm_reduction_dim: int = 128
-    attention: Literal["learned", "norm"] = "learned"
-    attention_dim: int = 512
-    norm_window: int = 3
-    train_all_layers: bool = False
-
-    def __post_init__(self) -> None:
-        """Raise InputError for a value that no network can have."""
-        find(self.backbone)
-        object.__setattr__(self, "backbone", self.backbone.lower())  # CosPlace writes ResNet18.
-        if self.head not in ("delg", "gem"):
-            raise InputError(f"--head {self.head}: expected delg or gem")
-        if self.attention not in ("learned", "norm"):
-            raise InputError(f"--attention {self.attention}: expected learned or norm")
-        for name in ("fc_output_dim", "fm_reduction_dim", "attention_dim"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name} {getattr(self, name)}: expected at least 1")
-        if self.norm_window < 1 or self.norm_window % 2 == 0:
-            raise InputError(f"--norm_window {self.norm_window}: expected an odd number")
 
 
 class DelgOutput(NamedTuple):

@@ -1,7 +1,6 @@
 """The training images of a CosPlace epoch: which are drawn, and how they are augmented."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,30 +8,10 @@ import torch
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
+from retrieval.configs.learn import AugmentConfig
 from retrieval.data import images
 from retrieval.data.places import Group
-from retrieval.errors import InputError
 from retrieval.training import processes
-
-
-@dataclass(frozen=True)
-class AugmentConfig:
-    """Training images: size and augmentation (CosPlace's values)."""
-
-    image_size: int = 512
-    brightness: float = 0.7
-    contrast: float = 0.7
-    saturation: float = 0.7
-    hue: float = 0.5
-    random_resized_crop: float = 0.5
-
-    def __post_init__(self) -> None:
-        if self.image_size < 32:
-            raise InputError(f"--image_size {self.image_size}: at least 32 pixels are needed")
-        if not 0 <= self.random_resized_crop < 1:
-            raise InputError(f"--random_resized_crop {self.random_resized_crop}: not in [0, 1)")
-        if not 0 <= self.hue <= 0.5:
-            raise InputError(f"--hue {self.hue}: not in [0, 0.5]")
 
 
 class Augmentation:

@@ -4,32 +4,13 @@ Everything is computed in float32, also under autocast.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from retrieval.configs.learn import LossConfig, MarginKind
 from retrieval.networks.pooling import full_precision
-
-MarginKind = Literal["cosface", "arcface"]
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """Defaults of the DELG losses: S1's margin softmax, the paper's weights.
-
-    CosPlace uses s = 30, m = 0.40; EigenPlaces s = 100; the DELG paper ArcFace with m = 0.1 and
-    s = sqrt(2048) = 45.25.
-    """
-
-    global_loss: MarginKind = "cosface"
-    margin_scale: float = 30.0
-    margin: float = 0.40
-    global_weight: float = 1.0
-    attention_weight: float = 1.0
-    reconstruction_weight: float = 10.0
 
 
 def margin_logits(

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from retrieval import checkpoint
+from retrieval.configs.learn import LossConfig
 from retrieval.data.places import Group
 from retrieval.networks.delg import Delg
 from retrieval.training import processes
 from retrieval.training.losses import (
     AttentionClassifier,
-    LossConfig,
     MarginClassifier,
     classification_loss,
     reconstruction_loss,

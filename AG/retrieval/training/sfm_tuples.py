@@ -13,26 +13,11 @@ import torch
 from torch.utils.data import Dataset
 
 from retrieval import search
+from retrieval.configs.learn import MiningConfig
 from retrieval.data import images
 from retrieval.data.sfm_pairs import SfmPairs
 from retrieval.errors import InputError
 from retrieval.training.processes import mix_seed
-
-
-@dataclass(frozen=True)
-class MiningConfig:
-    """Tuples of an epoch: negatives a query, queries, and the pool the negatives are from."""
-
-    neg_num: int = 5
-    query_size: int = 2000
-    pool_size: int = 20_000
-
-    def __post_init__(self) -> None:
-        """Raise InputError for a number below 1."""
-        for name in ("neg_num", "query_size", "pool_size"):
-            if getattr(self, name) < 1:
-                flag = name.replace("_", "-")
-                raise InputError(f"--{flag} {getattr(self, name)}: at least 1 is needed")
 
 
 @dataclass(frozen=True)

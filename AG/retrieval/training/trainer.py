@@ -18,42 +18,16 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from retrieval import checkpoint, devices, errors
+from retrieval.configs.learn import AugmentConfig, GroupConfig, LossConfig, TrainConfig
 from retrieval.data import images
-from retrieval.data.places import Group, GroupConfig
+from retrieval.data.places import Group
 from retrieval.errors import InputError
 from retrieval.networks.delg import Delg
 from retrieval.training import processes, run_folder
-from retrieval.training.cosplace_batches import Augmentation, AugmentConfig, Draws
-from retrieval.training.losses import LossConfig
+from retrieval.training.cosplace_batches import Augmentation, Draws
 from retrieval.training.objective import Classifiers, Objective, make_classifiers
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Training: length, batches, learning rates (CosPlace's, and S1's where they differ)."""
-
-    epochs_num: int = 50
-    iterations_per_epoch: int = 10_000
-    batch_size: int = 32
-    lr: float = 1e-5
-    classifiers_lr: float = 0.01
-    seed: int = 0
-    precision: devices.Precision = "bf16"
-    num_workers: int = 2
-    checkpoint_minutes: float = 10.0
-    skip_bad_images: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("epochs_num", "iterations_per_epoch", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name} {getattr(self, name)}: at least 1 is needed")
-        for name in ("lr", "classifiers_lr"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"--{name} {getattr(self, name)}: must be above 0")
-        if self.seed < 0 or self.num_workers < 0:
-            raise InputError("--seed and --num_workers must not be negative")
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from retrieval.configs.rank import Geometry, Matching
 from retrieval.errors import InputError
 from retrieval.files import read_npz, write_atomically
-from retrieval.verification import (
-    STAGES,
-    Counts,
-    FeatureLookup,
-    Geometry,
-    Matching,
-    by_matching,
-    count_inliers,
-)
+from retrieval.verification import STAGES, Counts, FeatureLookup, by_matching, count_inliers
 
 # Pairs of one file; a kill loses what has been counted of one file for one matching.
 _PAIRS = 2500

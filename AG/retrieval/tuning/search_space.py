@@ -5,12 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from retrieval import ransac
+from retrieval.configs.rank import Geometry, Model, RerankConfig, Rule, VerifyConfig, backends_for
 from retrieval.errors import InputError
-from retrieval.geometry import Model, VerifyConfig
-from retrieval.matching import Rule
-from retrieval.rerank import RerankConfig
-from retrieval.verification import Geometry
 
 # What None means on an axis.
 WORDS = {"num_features": "all", "max_distance": "none", "residual": "default", "floor": "measured"}
@@ -70,9 +66,9 @@ def grid(axes: Axes, base: RerankConfig) -> list[RerankConfig]:
 
 def _models(axes: Axes, backend: str) -> tuple[Model, ...]:
     if axes.model is None:
-        return tuple(model for model in _MODELS if backend in ransac.backends_for(model))
+        return tuple(model for model in _MODELS if backend in backends_for(model))
     for model in axes.model:
-        known = ransac.backends_for(model) or [VerifyConfig.backend]
+        known = backends_for(model) or (VerifyConfig.backend,)
         if backend not in known:
             raise InputError(
                 f"--model {model}: the run's back-end {backend} does not know it; leave it out, or "

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from retrieval.configs.rank import RerankConfig
 from retrieval.data.positives import Positives
-from retrieval.rerank import RerankConfig
 from retrieval.tuning import try_settings
 from retrieval.tuning.search_space import NAMES, Axes, combinations, geometries, in_words, value_of
 from retrieval.tuning.try_settings import Gain, Outcome

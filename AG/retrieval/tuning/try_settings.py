@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from retrieval import evaluation, metrics
+from retrieval.configs.rank import RerankConfig
 from retrieval.errors import InputError
-from retrieval.rerank import RerankConfig, measure_floor, random_pairs, reorder
+from retrieval.rerank import measure_floor, random_pairs, reorder
 from retrieval.saved_run import SavedRun
 from retrieval.tuning.saved_counts import count_and_save
 from retrieval.tuning.search_space import geometries

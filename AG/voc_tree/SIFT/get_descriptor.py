@@ -16,13 +16,13 @@ import numpy as np
 
 from retrieval import extraction, feature_folders
 from retrieval.commands import flags, script
+from retrieval.configs.describe import ExtractConfig, SiftConfig
 from retrieval.data.images import Box
 from retrieval.data.photo_sets import open_revisited
-from retrieval.extraction import ExtractConfig
 from retrieval.features import FeatureStore, LocalFeatures
 from retrieval.progress import progress_bar
 from voc_tree.options import add_test_sets, read_test_sets
-from voc_tree.SIFT.sift import Sift, SiftConfig
+from voc_tree.SIFT.sift import Sift
 
 log = logging.getLogger("voc_tree.SIFT")
 

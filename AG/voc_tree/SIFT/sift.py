@@ -1,48 +1,13 @@
 """SIFT descriptors of one image: S2's 500, and the variants that retrieve better."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import cv2
 import numpy as np
 
-from retrieval.errors import InputError
+from retrieval.configs.describe import SiftConfig
 from retrieval.features import LocalFeatures
-
-
-@dataclass(frozen=True)
-class SiftConfig:
-    """SIFT features; the defaults are S2's.
-
-    feature_num: the strongest of an image are kept.
-    root:        RootSIFT: the square root of the L1-normalised descriptor (Arandjelović and
-                 Zisserman, "Three things everyone should know", CVPR 2012).
-    upright:     every feature has angle 0, as photos are mostly taken upright; one feature a place.
-    longest_side: larger photos are reduced to this.
-    """
-
-    feature_num: int = 500
-    root: bool = False
-    upright: bool = False
-    longest_side: int = 1024
-    contrast_threshold: float = 0.01
-    edge_threshold: float = 30.0
-    sigma: float = 1.6
-
-    def __post_init__(self) -> None:
-        for name in ("feature_num", "longest_side"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name} {getattr(self, name)}: at least 1 is needed")
-
-    @property
-    def directory(self) -> str:
-        """The name of the directory of these features: ``sift`` for S2's."""
-        if self == SiftConfig():
-            return "sift"
-        kind = ("root" if self.root else "") + "sift" + ("_upright" if self.upright else "")
-        size = "" if self.longest_side == SiftConfig.longest_side else f"_{self.longest_side}px"
-        return f"{kind}_{self.feature_num}{size}"
 
 
 class Sift:

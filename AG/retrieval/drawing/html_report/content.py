@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from retrieval import metrics
-from retrieval.data.photo_sets import EvaluationSet
+from retrieval.configs.rank import RerankConfig
+from retrieval.data.photo_sets import PhotoSet
 from retrieval.data.positives import Positives
 from retrieval.evaluation import LocalSource
-from retrieval.rerank import RerankConfig
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ReportContent:
     """
 
     title: str
-    photos: EvaluationSet
+    photos: PhotoSet
     rankings: Mapping[str, np.ndarray]
     figures: Mapping[str, Mapping[str, float]]
     seconds: Mapping[str, float]
