@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Rank, re-rank, score; print the table, write it with its protocol and all pictures."""
     asked = evaluate.read_evaluation(__doc__, argv)
     photos = open_set(asked.folders, asked.positives, labels=asked.labels)
-    check_headers([*photos.queries, *photos.database], progress=progress.header_bar)
+    check_headers([*photos.queries, *photos.database])
     model, weights = load_network(asked)
     log.info("%d queries, %d database images", len(photos.queries), len(photos.database))
     if asked.rerank_config is not None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from retrieval.commands import flags
 from retrieval.commands.script import run
 from retrieval.data.download import download, unpack
-from retrieval.progress import progress_bar
 
 log = logging.getLogger("get_data")
 
@@ -27,13 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     asked = flags.parse(parser, argv)
     folder: Path = asked.get("folder")
     name = Path(urllib.parse.urlsplit(asked.get("url")).path).name or "archive"
-    with progress_bar(desc=name, unit="B", unit_scale=True) as bar:
-
-        def show(there: int, total: int | None) -> None:
-            bar.total = total
-            bar.update(there - bar.n)
-
-        archive = download(asked.get("url"), folder / name, asked.get("sha256"), show)
+    archive = download(asked.get("url"), folder / name, asked.get("sha256"))
     log.info("unpacking %s", archive)
     unpack(archive, folder)
     if not asked.get("keep_archive"):

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from retrieval import checkpoint, evaluation, progress, report
+from retrieval import checkpoint, evaluation, report
 from retrieval.commands import options, script
 from retrieval.data import places
 from retrieval.data.images import check_headers
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     test = asked.test_folder
     test_set = None if test is None else open_places(test, asked.positives)
     photos = [*paths, *val_set.queries, *val_set.database]
-    check_headers(photos, progress=progress.header_bar)
+    check_headers(photos)
 
     torch.manual_seed(asked.recipe.train.seed)
     model, loaded = delg.create(asked.network, asked.weights)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from retrieval import evaluation, progress
+from retrieval import evaluation
 from retrieval.commands import options, script
 from retrieval.data import places
 from retrieval.data.images import check_headers
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     paths, groups = places.load_groups(asked.train_folder, asked.recipe.groups, script.CACHE)
     val_set = open_places(asked.val_folder, asked.positives)
     photos = [*paths, *val_set.queries, *val_set.database]
-    check_headers(photos, progress=progress.header_bar)
+    check_headers(photos)
 
     torch.manual_seed(asked.recipe.train.seed)
     model, loaded = delg.create(asked.network, asked.weights)

@@ -56,9 +56,9 @@ def evaluate(
     """`try_settings.evaluate` with a progress bar."""
     pairs = len(try_settings.shortlists(run, settings).pairs)
     total = pairs * len(search_space.geometries(settings))
-    with progress.progress_bar(desc=name, total=total, unit="verified", unit_scale=True) as bar:
+    with progress.bar(name, total, "pairs"):
         return try_settings.evaluate(
-            run, settings, asked.output / "counts", threads=asked.threads, progress=bar.update
+            run, settings, asked.output / "counts", threads=asked.threads, progress=progress.advance
         )
 
 

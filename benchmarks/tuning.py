@@ -67,8 +67,8 @@ def measure(run: SavedRun, folder: Path) -> None:
     slowest = 0.0
     for name in ("counting and ordering", "ordering alone"):
         start, processor = time.perf_counter(), time.process_time()
-        with progress.progress_bar(total=pairs * geometries, unit_scale=True) as bar:
-            outcomes = try_settings.evaluate(run, settings, folder, progress=bar.update)
+        with progress.bar(name, pairs * geometries, "pairs"):
+            outcomes = try_settings.evaluate(run, settings, folder, progress=progress.advance)
         seconds, used = time.perf_counter() - start, time.process_time() - processor
         print(f"{name:24s}{seconds:7.1f} s by the clock, {used:7.1f} s of processor")
         slowest = max(slowest, seconds)

@@ -80,17 +80,17 @@ def extract(
     queries = query_ids([path.name for path in photos.queries])
     database = database_ids([path.name for path in photos.database])
     total = len(queries) + len(database)
-    with progress.progress_bar(desc=dataset, total=total, unit="images") as bar:
+    with progress.bar(dataset, total):
         extraction.extract_local_features(
             *(model, photos.queries, queries, store, config),
             boxes=photos.query_boxes,
             projection=projection,
-            progress=bar.update,
+            progress=progress.advance,
         )
         extraction.extract_local_features(
             *(model, photos.database, database, store, config),
             projection=projection,
-            progress=bar.update,
+            progress=progress.advance,
         )
     return store
 

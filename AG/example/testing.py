@@ -46,8 +46,8 @@ def describe(
 ) -> np.ndarray:
     """(N, D) float32 descriptors of unit norm."""
     network = MultiScale(model, multiscale)
-    with progress.progress_bar(total=len(paths), desc="descriptors", leave=False) as bar:
-        return extraction.global_descriptors(network, paths, config, progress=bar.update)
+    with progress.bar("descriptors", len(paths)):
+        return extraction.global_descriptors(network, paths, config, progress=progress.advance)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from retrieval import checkpoint, extraction, metrics, rerank, search
+from retrieval import checkpoint, extraction, metrics, progress, rerank, search
 from retrieval.configs.describe import ExtractConfig, PcaConfig
 from retrieval.configs.rank import RerankConfig
 from retrieval.data import images
@@ -18,7 +18,7 @@ from retrieval.data.positives import Positives
 from retrieval.errors import InputError
 from retrieval.features import FeatureStore, LocalFeatures
 from retrieval.networks.interface import GlobalNetwork, Network
-from retrieval.progress import Clock, progress_bar, progress_to
+from retrieval.progress import Clock
 from retrieval.rerank import Reranking
 from retrieval.whitening import Projection, learn_pca
 
@@ -51,11 +51,10 @@ def rank(
     clock = clock or Clock()
     count = len(photos.queries) + len(photos.database)
     with (
-        clock.stage("global descriptors"),
-        progress_bar(desc="global descriptors", total=count, unit="images") as bar,
+        clock.stage("global descriptors", count),
     ):
         describe = functools.partial(
-            extraction.global_descriptors, model, skipped=skipped, progress=bar.update
+            extraction.global_descriptors, model, skipped=skipped, progress=progress.advance
         )
         database = describe(photos.database, config)
         queries = describe(photos.queries, config, photos.query_boxes)
@@ -86,8 +85,8 @@ def learn_projection(
     if pca.pca_photos is None:
         return None
     paths = images.list_images(pca.pca_photos)
-    with clock.stage("projection"), progress_bar(desc="projection", total=len(paths)) as bar:
-        samples = extraction.local_descriptors(model, paths, config, progress=bar.update)
+    with clock.stage("projection", len(paths)):
+        samples = extraction.local_descriptors(model, paths, config, progress=progress.advance)
     return learn_pca(samples, pca.pca_dim, pca.pca_power)
 
 
@@ -137,8 +136,7 @@ def local_features(
     query_ids, database_ids = photos.query_ids, photos.database_ids
     total = len(query_ids) + len(rows)
     with (
-        (clock or Clock()).stage("local features"),
-        progress_bar(desc="local features", total=total, unit="images") as bar,
+        (clock or Clock()).stage("local features", total),
     ):
         extract = functools.partial(
             extraction.extract_local_features,
@@ -147,7 +145,7 @@ def local_features(
             config=config,
             projection=projection,
             skipped=skipped,
-            progress=bar.update,
+            progress=progress.advance,
         )
         extract(photos.queries, query_ids, boxes=photos.query_boxes)
         extract([photos.database[row] for row in rows], [database_ids[row] for row in rows])
@@ -216,8 +214,7 @@ def rerank_locally(
     asked = np.flatnonzero(ranked.ranking[:, 0] >= 0)
     pairs = len(asked) * min(config.top_k, ranked.ranking.shape[1])
     with (
-        (clock or Clock()).stage("re-ranking"),
-        progress_to(pairs, desc="re-ranking", unit="pairs") as progress,
+        (clock or Clock()).stage("re-ranking", pairs, "pairs"),
     ):
         found = rerank.rerank(
             ranked.ranking[asked],
@@ -225,7 +222,7 @@ def rerank_locally(
             lambda row: local.queries(int(asked[row])),
             local.database,
             config,
-            progress=progress,
+            progress=progress.advance,
         )
     ranking, similarity = ranked.ranking.copy(), ranked.similarity.copy()
     ranking[asked], similarity[asked] = found.ranking, found.similarity

@@ -10,21 +10,20 @@ The tree of a test set is saved in DIR/NAME, from where --no-train takes it.
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from retrieval import metrics, report
+from retrieval import metrics, progress, report
 from retrieval.commands import flags
 from retrieval.commands.options import add_report, read_report_queries
 from retrieval.commands.script import run
 from retrieval.drawing.html_report.content import ReportContent
 from retrieval.drawing.html_report.page import write_report
 from retrieval.files import write_atomically
-from retrieval.progress import Clock, progress_to
+from retrieval.progress import Clock
 from retrieval.report import revisited_lines
 from voc_tree import options, pipeline
 from voc_tree.options import Settings
@@ -83,13 +82,6 @@ def take_tree(
     return codebook, [*said, f">> Training finished in {time.perf_counter() - start} s"]
 
 
-@contextmanager
-def stage(clock: Clock, name: str, total: int) -> Iterator[Callable[[int], object]]:
-    """A stage of the work: shows the progress that it is told, and its time."""
-    with clock.stage(name), progress_to(total, desc=name) as progress:
-        yield progress
-
-
 def search(
     photos: TestSet, codebook: Tree, settings: Settings
 ) -> tuple[dict[str, list[str]], dict[str, Any], ReportContent]:
@@ -98,17 +90,17 @@ def search(
     clock = Clock()
     rankings: dict[str, np.ndarray] = {}
     headings = {"words": "# voctree"}
-    with stage(clock, "index", len(photos.database)) as progress:
-        index = pipeline.index_database(photos, codebook, settings.score, progress)
-    with stage(clock, "search", len(photos.queries)) as progress:
-        ranked = pipeline.rank(photos, index, progress)
+    with clock.stage("index", len(photos.database)):
+        index = pipeline.index_database(photos, codebook, settings.score, progress.advance)
+    with clock.stage("search", len(photos.queries)):
+        ranked = pipeline.rank(photos, index, progress.advance)
     rankings["words"] = ranked.ranking
     verified = None
     stamp = protocol_of(photos, settings)
     if settings.rerank is not None:
         pairs = ranked.ranking[:, : settings.rerank.top_k].size
-        with stage(clock, "verification", pairs) as progress:
-            verified = pipeline.verify(photos, ranked, settings.rerank, progress)
+        with clock.stage("verification", pairs):
+            verified = pipeline.verify(photos, ranked, settings.rerank, progress.advance)
         rankings["verified"] = verified.ranking
         stamp["floor"] = verified.floor
         model = settings.rerank.verify.model

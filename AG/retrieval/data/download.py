@@ -8,9 +8,10 @@ import tarfile
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
+from retrieval import progress
 from retrieval.errors import InputError
 from retrieval.files import ARCHIVE_ERRORS, one_line
 
@@ -18,19 +19,13 @@ _BLOCK = 1 << 20
 _TIMEOUT = 60  # seconds without a byte
 
 
-def download(
-    url: str,
-    path: Path,
-    sha256: str | None = None,
-    progress: Callable[[int, int | None], object] | None = None,
-) -> Path:
+def download(url: str, path: Path, sha256: str | None = None) -> Path:
     """Fetch ``url`` into the file ``path``, unless it is there; returns ``path``.
 
     What has come so far lies in PATH.part, and the next call goes on from there where the server
     can send a part and its file is still the same (PATH.part.tag keeps what the server calls it).
-    progress is called with the bytes that are there and the bytes of the whole (None where the
-    server does not say). Raises InputError where nothing can be fetched, the connection breaks, or
-    the file's SHA-256 is not ``sha256``.
+    Raises InputError where nothing can be fetched, the connection breaks, or the file's SHA-256 is
+    not ``sha256``.
     """
     if not path.exists():
         part = path.with_name(f"{path.name}.part")
@@ -39,7 +34,7 @@ def download(
         except OSError as error:
             raise InputError(f"{part.parent}: no folder can be made there ({error})") from error
         try:
-            _fetch(url, part, progress)
+            _fetch(url, part)
         except urllib.error.HTTPError as error:
             remedy = f"; delete {part} to fetch it anew" if error.code == 416 else ""
             raise InputError(
@@ -57,7 +52,7 @@ def download(
     return path
 
 
-def _fetch(url: str, part: Path, progress: Callable[[int, int | None], object] | None) -> None:
+def _fetch(url: str, part: Path) -> None:
     request = urllib.request.Request(url)
     there, tag = _size(part), _read_tag(part)
     if there:
@@ -80,11 +75,11 @@ def _fetch(url: str, part: Path, progress: Callable[[int, int | None], object] |
         there = file.tell()
         length = response.headers.get("Content-Length")
         total = None if length is None else there + int(length)
-        while block := response.read(_BLOCK):
-            file.write(block)
-            there += len(block)
-            if progress is not None:
-                progress(there, total)
+        with progress.bar(part.stem, total, "B", done=there):
+            while block := response.read(_BLOCK):
+                file.write(block)
+                progress.advance(len(block))
+        there = file.tell()
     if total is not None and there != total:
         raise ConnectionError(f"the connection broke after {there} of {total} bytes")
 

@@ -3,15 +3,15 @@
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image
 
+from retrieval import progress
 from retrieval.errors import InputError
 
 Box = tuple[float, float, float, float]
@@ -115,17 +115,13 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 def check_headers(
     paths: Sequence[str | os.PathLike[str]],
-    progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
 ) -> None:
-    """Raise ImageError if a header is unreadable, naming the first such file and their number.
-
-    ``progress`` wraps the sequence that is worked through, as tqdm does.
-    """
-    with ThreadPoolExecutor(max_workers=8) as pool:
-        checks: Iterable[Future] = [pool.submit(_header_error, path) for path in paths]
-        if progress is not None:
-            checks = progress(checks)
-        errors = [error for check in checks if (error := check.result()) is not None]
+    """Raise ImageError if a header is unreadable, naming the first such file and their number."""
+    errors = []
+    with ThreadPoolExecutor(max_workers=8) as pool, progress.bar("reading headers", len(paths)):
+        for error in pool.map(_header_error, paths):
+            progress.advance()
+            errors += [error] if error is not None else []
     if errors:
         raise ImageError(
             f"{errors[0]} ({len(errors)} of {len(paths)} images have an unreadable header)"

@@ -14,13 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from retrieval import extraction, feature_folders
+from retrieval import extraction, feature_folders, progress
 from retrieval.commands import flags, script
 from retrieval.configs.describe import ExtractConfig, SiftConfig
 from retrieval.data.images import Box
 from retrieval.data.photo_sets import open_revisited
 from retrieval.features import FeatureStore, LocalFeatures
-from retrieval.progress import progress_bar
 from voc_tree.options import add_test_sets, read_test_sets
 from voc_tree.SIFT.sift import Sift
 
@@ -75,12 +74,12 @@ def _extract(
         None if boxes is None else [boxes[row] for row in missing],
     )
     sift = Sift(config)
-    with store.writer() as writer, progress_bar(total=len(missing), unit="images") as bar:
+    with store.writer() as writer, progress.bar("SIFT", len(missing)):
         for (plan,), (row,), pixels in batches:
             found = sift(np.ascontiguousarray(pixels[0].permute(1, 2, 0).numpy()))
             features = in_photo(found, plan.box, plan.full)
             writer.put(ids[missing[row]], features)
-            bar.update()
+            progress.advance()
 
 
 def in_photo(
