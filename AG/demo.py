@@ -2,21 +2,29 @@
 
 Runs the project's commands one after the other, as a user would, and ends with one table. Killed
 and called again it goes on; called after it has finished it starts anew.
+
+Examples:
+    python3 AG/demo.py
+    make demo
 """
 
-import json
+import functools
+
+from retrieval.commands import flags, script
+from retrieval.configs.setting import Config
+
+if __name__ == "__main__":  # -h need not wait for what is imported below
+    script.answer(functools.partial(flags.read, Config), __doc__)
+
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from retrieval import files, metrics, report
-from retrieval.commands import flags, script
+from retrieval import files
 from retrieval.commands.steps import Steps
+from retrieval.evaluation import Evaluation, compare
 
 log = logging.getLogger("demo")
 
@@ -41,38 +49,22 @@ def last_run(step: str) -> Path:
     return files.newest_folder(FOLDER / step)
 
 
-def result_of(step: str) -> dict[str, Any]:
-    """What a step's evaluation wrote."""
-    return json.loads((last_run(step) / "result.json").read_text())
-
-
-def table(summary: dict[str, Any]) -> str:
+def table(untrained: Evaluation, trained: Evaluation) -> str:
     """The figures as a table of plain text."""
-    names = list(summary["global"])
+    names = list(trained.first.figures)
     lines = [" " * 24 + "".join(name.rjust(7) for name in names)]
-    for key, label in (
-        ("untrained", "untrained network"),
-        ("global", "trained, global"),
-        ("reranked", "trained, re-ranked"),
+    for label, step in (
+        ("untrained network", untrained.first),
+        ("trained, global", trained.first),
+        ("trained, re-ranked", trained.last),
     ):
-        lines.append(label.ljust(24) + "".join(f"{summary[key][name]:7.1f}" for name in names))
-    lines.append("")
-    for step in ("training", "reranking"):
-        gain = summary[f"gain_of_{step}"]
-        low, high = gain["interval_95"]
-        lines.append(
-            f"{step.ljust(24)}R@1 {gain['R@1']:+.1f} [{low:+.1f}, {high:+.1f}] (paired, 95 %)"
-        )
-    lines.append("")
-    lines += [f"{step.ljust(24)}{seconds:7.1f} s" for step, seconds in summary["seconds"].items()]
-    lines.append(f"{'total'.ljust(24)}{sum(summary['seconds'].values()):7.1f} s")
-    lines.append(f"{'a verified pair'.ljust(24)}{summary['ms_per_pair']:7.2f} ms")
+        lines.append(label.ljust(24) + "".join(f"{step.figures[name]:7.1f}" for name in names))
     return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the city, train, train the local head alone, evaluate; print the table."""
-    flags.parse(flags.make_parser(__doc__), argv)
+    flags.read(Config, __doc__, argv)
     summary_file = FOLDER / "summary.json"
     if summary_file.exists():
         shutil.rmtree(FOLDER)
@@ -100,30 +92,31 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{AG}/eval.py {DATA} {NETWORK} {LOCAL} {weights} --save_dir demo/eval",
     )
 
-    untrained, trained = result_of("untrained"), result_of("eval")
-    gain, low, high = metrics.paired_interval(
-        np.array(trained["per_query"]["global"]), np.array(untrained["per_query"]["global"])
-    )
-    summary = {
-        "untrained": untrained["global"],
-        "global": trained["global"],
-        "reranked": trained["reranked"],
-        "seconds": steps.seconds,
-        "ms_per_pair": trained["ms_per_pair"],
-        "gain_of_training": {"R@1": gain, "interval_95": [low, high]},
-        "gain_of_reranking": {
-            "R@1": trained["comparison"]["difference"],
-            "interval_95": trained["comparison"]["interval_95"],
-        },
+    summarize(steps.seconds, summary_file)
+
+
+def summarize(seconds: Mapping[str, float], file: Path) -> None:
+    """Print the table of both evaluations, gains and seconds, and write its figures."""
+    untrained, trained = (Evaluation.open(last_run(name)) for name in ("untrained", "eval"))
+    training = compare(trained.truth(), trained.metric, untrained.first, trained.first)
+    reranking = compare(trained.truth(), trained.metric, trained.first, trained.last)
+    lines = [table(untrained, trained), ""]
+    for name, gain in (("training", training), ("reranking", reranking)):
+        lines.append(f"{name.ljust(24)}{gain.in_words()}")
+    times = {**seconds, "total": sum(seconds.values())}
+    lines += ["", *(f"{name.ljust(24)}{taken:7.1f} s" for name, taken in times.items())]
+    lines.append(f"{'a verified pair'.ljust(24)}{trained.local()[0].ms_per_pair:7.2f} ms")
+    figures = {
+        "untrained": untrained.first.figures,
+        "global": trained.first.figures,
+        "reranked": trained.last.figures,
+        "gain_of_training": training.in_words(),
+        "gain_of_reranking": reranking.in_words(),
+        "seconds": dict(seconds),
     }
-    report.write_json(summary_file, summary)
-    page = last_run("eval") / "report.html"
-    log.info(
-        "\n%s\n\nfigures: %s\nreport, to be opened in a browser: %s",
-        table(summary),
-        summary_file,
-        page,
-    )
+    files.write_json(file, figures)
+    log.info("\n%s\n\nfigures: %s", "\n".join(lines), file)
+    log.info("report, to be opened in a browser: %s", last_run("eval") / "report.html")
 
 
 if __name__ == "__main__":

@@ -3,19 +3,25 @@
 Writes a toy retrieval-SfM-120k, fine-tunes, trains the attention, extracts features (and SIFT's, to
 compare with), searches by a vocabulary tree. Every command is printed as it can be typed. Killed
 and called again, it goes on.
+
+Examples:
+    python3 AG/demo_delf.py
+    python3 AG/demo_delf.py --pretrained logs/demo/train/DATE/best_model.pth
 """
 
-import json
+from retrieval.commands import delf_flags, script
+
+if __name__ == "__main__":  # -h need not wait for what is imported below
+    script.answer(delf_flags.read_delf_demo, __doc__)
+
 import logging
 import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from example import options as example_options
-from retrieval.commands import flags, script
 from retrieval.commands.steps import Steps
-from retrieval.errors import InputError
+from retrieval.evaluation import Evaluation
 
 log = logging.getLogger("demo")
 
@@ -28,35 +34,29 @@ TOY = "--train_streets 5 --val_streets 1 --test_streets 3 --image_size 256"
 TUNING = (
     f"--data-root {DATA} --training-dataset 'retrieval-SfM-120k' --test-datasets '{TEST}' "
     "--arch 'resnet18' --pool 'gem' --loss 'contrastive' --loss-margin 0.85 --optimizer 'adam' "
-    "--neg-num 3 --query-size=100 --pool-size=400 --batch-size 5 --image-size 160 --workers 1 "
+    "--neg-num 3 --query-size=100 --pool-size=400 --batch-size 5 --image-size 160 --num-workers 1 "
     "--lr 1e-4 --epochs 4 --no-val --test-freq 2"
 )
-FEATURES = "--layer layer3 --feature-num 500 --scales '1/2, 2**-0.5, 1, 2**0.5, 2'"
-TREE = "--tree-height 6 --tree-branch 10 --rerank-num 50"
+FEATURES = "--layer layer3 --feature-num 500 --local-scales '1/2, 2**-0.5, 1, 2**0.5, 2'"
+TREE = "--tree-height 6 --tree-branch 10 --top-k 50"
 
 
 def global_figures(folder: Path) -> str:
     """One line of a network's last test by global descriptors."""
-    result = json.loads((folder / "result.json").read_text())
-    figures = result["figures"][TEST]
-    words = ", ".join(f"{name}: {of['mAP']:.2f}" for name, of in figures.items())
-    return f"mAP {words} (epoch {result['epoch']})"
+    run = Evaluation.open(folder / "test" / TEST)
+    words = ", ".join(f"{name}: {run.first.figures[f'mAP {name}']:.2f}" for name in "EMH")
+    return f"mAP {words} (epoch {run.protocol.settings['epoch']})"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the whole chain and print its table."""
-    parser = flags.make_parser(__doc__)
-    text = "weights to fine-tune, such as ImageNet's or cirtorch's (default: random weights)"
-    parser.add_argument("--pretrained", type=Path, metavar="FILE", help=text)
-    weights = flags.parse(parser, argv).get("pretrained")
-    if weights is not None and not weights.is_file():
-        raise InputError(f"--pretrained {weights}: no such file")
+    weights = delf_flags.read_delf_demo(__doc__, argv).pretrained
     tuning = TUNING + (" --not-pretrained" if weights is None else "")
     start = "" if weights is None else f" --pretrained {shlex.quote(str(weights))}"
     root = FOLDER / ("random" if weights is None else "given")
     models, attention, features = (root / name for name in ("models", "attention", "features"))
     words = shlex.split(f"{models} {tuning}{start}")
-    name = example_options.read_tuning(None, words, attention=False).name
+    name = delf_flags.read_finetuning(None, words).name
 
     steps = Steps(root / "seconds.json")
     steps.take("toy data set", f"{AG}/make_toy_sfm.py {DATA} {TOY}")
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = [
         f"--root-directory {features / kind} {TREE} {how}"
         for kind in ("sift", name)
-        for how in ("--s2 --no-ransac", "--s2", "--no-ransac", "")
+        for how in ("--original --no-rerank", "--original", "--no-rerank", "")
     ]
     listed = " ".join(f"--row {shlex.quote(row)}" for row in rows)
     table = root / "table"

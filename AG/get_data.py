@@ -1,38 +1,48 @@
-"""Download a data set, and unpack it: `get_data.py URL DIR`.
+"""Download a data set, and unpack it.
 
 The same command goes on where a download was cut off. Nobody has published checksums of SF-XS,
 retrieval-SfM-120k or Oxford and Paris: --sha256 verifies against one that you have.
+
+Examples:
+    python3 AG/get_data.py https://example.org/sf_xs.zip data
+    python3 AG/get_data.py https://example.org/sf_xs.zip data --keep_archive --sha256 9f86d0818...
 """
 
 import logging
 import urllib.parse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from retrieval.commands import flags
-from retrieval.commands.script import run
+from retrieval.commands import flags, script
+from retrieval.configs.setting import Config, argument, setting
 from retrieval.data.download import download, unpack
 
 log = logging.getLogger("get_data")
 
 
+@dataclass(frozen=True)
+class DownloadOptions(Config, group="Data"):
+    """What get_data.py is asked for."""
+
+    url: str = argument("address of a .zip or .tar archive", "URL")
+    folder: Path = argument("folder to unpack it into")
+    sha256: str | None = setting(None, "SHA-256 that the archive must have", "HEX")
+    keep_archive: bool = setting(False, "do not delete the archive at the end")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Fetch the archive, verify it, unpack it."""
-    parser = flags.make_parser(__doc__)
-    parser.add_argument("url", metavar="URL", help="address of a .zip or .tar archive")
-    parser.add_argument("folder", type=Path, metavar="DIR", help="folder to unpack it into")
-    parser.add_argument("--sha256", metavar="HEX", help="what the archive's checksum must be")
-    parser.add_argument("--keep_archive", action="store_true", help="do not delete it at the end")
-    asked = flags.parse(parser, argv)
-    folder: Path = asked.get("folder")
-    name = Path(urllib.parse.urlsplit(asked.get("url")).path).name or "archive"
-    archive = download(asked.get("url"), folder / name, asked.get("sha256"))
+    asked = flags.read(DownloadOptions, __doc__, argv)
+    folder = asked.folder
+    name = Path(urllib.parse.urlsplit(asked.url).path).name or "archive"
+    archive = download(asked.url, folder / name, asked.sha256)
     log.info("unpacking %s", archive)
     unpack(archive, folder)
-    if not asked.get("keep_archive"):
+    if not asked.keep_archive:
         archive.unlink()
     log.info("%s: %s", folder, ", ".join(sorted(path.name for path in folder.iterdir())))
 
 
 if __name__ == "__main__":
-    run(main)
+    script.run(main)

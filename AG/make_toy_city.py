@@ -1,52 +1,39 @@
-"""Writes a toy city, a procedural data set in the layout of SF-XS: `make_toy_city.py DIR`."""
+"""Write a toy city, a procedural data set in the layout of SF-XS.
 
-import argparse
-import os
+Examples:
+    python3 AG/make_toy_city.py cache/toy_city
+    python3 AG/make_toy_city.py small_city --image_size 112 --train_streets 4 --num_workers 2
+"""
+
+from retrieval.commands import script
+from toy_city import options
+
+if __name__ == "__main__":  # -h need not wait for what is imported below
+    script.answer(options.read_city, __doc__)
+
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
 
 from tqdm import tqdm
 
-from toy_city import ToyCityConfig, make_toy_city, plan_city
-
-HELP = {
-    "seed": "another seed, another city",
-    "image_size": "width and height of the pictures, in pixels",
-    "train_streets": "streets to train on",
-    "val_streets": "streets to validate on",
-    "test_streets": "streets to test on",
-    "cells_per_street": "training cells along a street, one every 50 m, six classes each",
-    "images_per_class": "training pictures of each class",
-    "database_spacing": "metres between the stops of the database's car (eight pictures each)",
-    "val_queries": "queries to validate on",
-    "test_queries": "queries to test on",
-}
+from toy_city.city import make_toy_city
+from toy_city.plan import plan_city
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Reads the command line, writes the city, says where it is."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="folder to write")
-    for name, default in asdict(ToyCityConfig()).items():
-        parser.add_argument(f"--{name}", type=type(default), default=default, help=HELP[name])
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
-    parser.add_argument("--force", action="store_true", help="replace a city of another kind")
-    flags = vars(parser.parse_args(argv))
-    folder, workers, force = (flags.pop(name) for name in ("folder", "workers", "force"))
-    config = ToyCityConfig(**flags)
-    pictures = sum(len(plan.views) for plan in plan_city(config))
-    with tqdm(total=pictures, unit="image", desc=f"{folder}", delay=0.5) as bar:
-        written = make_toy_city(folder, config, workers=workers, force=force, progress=bar.update)
-    print(f"{folder}: {pictures} images" + ("" if written else ", already there, left as they are"))
+    asked = options.read_city(__doc__, argv)
+    pictures = sum(len(plan.views) for plan in plan_city(asked.config))
+    with tqdm(total=pictures, unit="image", desc=f"{asked.folder}", delay=0.5) as bar:
+        written = make_toy_city(
+            asked.folder,
+            asked.config,
+            workers=asked.num_workers,
+            force=asked.force,
+            progress=bar.update,
+        )
+    said = "" if written else ", already there, left as they are"
+    print(f"{asked.folder}: {pictures} images{said}")
 
 
 if __name__ == "__main__":
-    # Here, since the rendering processes import this file too, and they need no network.
-    from retrieval.commands.script import run
-
-    run(main)
+    script.run(main)

@@ -2,59 +2,79 @@
 
 The same command goes on where an unfinished run of the same settings stopped. On several GPUs:
 torchrun --nproc_per_node N AG/train.py ...
+
+Examples:
+    python3 AG/train.py --dataset_folder sf_xs --backbone resnet50 --groups_num 1 --reduction
+    python3 AG/train.py --dataset_folder cache/toy_city --pretrained none --groups_num 1 --lr 1e-3
 """
 
+from retrieval.commands import script, train_flags
+
+if __name__ == "__main__":  # -h need not wait for what is imported below
+    script.answer(train_flags.read_training, __doc__)
+
+import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 
-from retrieval import checkpoint, evaluation, report
-from retrieval.commands import options, script
+from retrieval import checkpoint, global_search, report
 from retrieval.data import places
 from retrieval.data.images import check_headers
 from retrieval.data.photo_sets import open_places
 from retrieval.drawing import looks
-from retrieval.networks import delg
-from retrieval.training import cosplace_training
+from retrieval.networks.create import create
+from retrieval.training import cosplace
 
 log = logging.getLogger("train")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train; the best epoch is that of the best global R@1 on the validation set."""
-    asked = options.read_training(__doc__, argv, only_local=False)
-    paths, groups = places.load_groups(asked.train_folder, asked.recipe.groups, script.CACHE)
+    asked = train_flags.read_training(__doc__, argv)
+    recipe = asked.recipe
+    epochs, steps = recipe.train.epochs_num, recipe.train.iterations_per_epoch
+    paths, groups = places.load_groups(asked.train_folder, recipe.groups, script.CACHE)
     val_set = open_places(asked.val_folder, asked.positives)
     test = asked.test_folder
     test_set = None if test is None else open_places(test, asked.positives)
-    photos = [*paths, *val_set.queries, *val_set.database]
-    check_headers(photos)
+    check_headers([*paths, *val_set.queries, *val_set.database])
 
-    torch.manual_seed(asked.recipe.train.seed)
-    model, loaded = delg.create(asked.network, asked.weights)
+    torch.manual_seed(recipe.train.seed)
+    model, loaded, _ = create(asked.network, asked.weights)
     log.info("network: %s\nweights: %s", model.backbone.describe(), loaded)
-    log.info("%d images of %d classes in %d groups", *cosplace_training.sizes(groups))
 
-    def validate(model: delg.Delg) -> Mapping[str, float]:
-        ranked = evaluation.rank(model, val_set, asked.extract, k=max(asked.recall_values))
-        return evaluation.score(ranked.ranking, val_set.ground_truth, asked.recall_values)
-
-    best = cosplace_training.train(
-        model, paths, groups, asked.recipe, validate, asked.where, source=str(loaded)
+    evaluate = functools.partial(
+        global_search.evaluate, model, config=asked.judged, resources=asked.resources
     )
-    if best is None:  # not the main process
-        return
-    log.info("best weights: %s", best)
-    if test_set is not None:
-        checkpoint.load_state(model, checkpoint.load(best)["model"], best)
-        ranked = evaluation.rank(model, test_set, asked.extract, k=max(asked.recall_values))
-        recalls = evaluation.score(ranked.ranking, test_set.ground_truth, asked.recall_values)
-        looks.save_strips(
-            *(best.parent / "preds", test_set, ranked.ranking, asked.num_preds_to_save),
-            only_wrong=asked.save_only_wrong_preds,
-        )
-        log.info("test, global descriptors of the best epoch: %s", report.in_words(recalls))
+
+    start = cosplace.start(model, paths, groups, recipe, asked.where, str(loaded))
+    with start as (course, trainer):
+        for epoch in trainer.epochs(epochs):
+            group = epoch % len(groups)
+            with course.objective(group) as objective:
+                batches = course.batches.of_epoch(groups[group], epoch, trainer.step)
+                title = f"epoch {epoch}, group {group}"
+                for images, labels in trainer.steps(batches, steps, title):
+                    with trainer.autocast():
+                        terms = objective(images, labels)
+                    trainer.backward(terms["total"])
+                    trainer.note(terms)
+                    trainer.update(course.optimizer, course.classifiers[group].optimizer)
+            if trainer.world.is_main:
+                recalls = evaluate(val_set).first.figures
+                best = " (best so far)" * trainer.keep_best(recalls)
+                log.info("epoch %d, val %s%s", epoch, report.in_words(recalls), best)
+
+    if test_set is not None and trainer.run is not None:  # in the main process
+        best_model = trainer.run.best_model
+        checkpoint.load_state(model, checkpoint.load(best_model)["model"], best_model)
+        found = evaluate(test_set, weights=str(best_model)).save(best_model.parent / "test")
+        figures = report.in_words(found.first.figures)
+        log.info("test, global descriptors of the best epoch: %s", figures)
+        preds, count = trainer.run.path / "preds", asked.num_preds_to_save
+        looks.save_strips(preds, found, count, only_wrong=asked.save_only_wrong_preds)
 
 
 if __name__ == "__main__":

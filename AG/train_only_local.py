@@ -1,59 +1,80 @@
 """Train the local head alone (attention and autoencoder); all else stays as it is, to the bit.
 
-Starts from the weights of a joint training: --resume_model best_model.pth. The same command goes on
-where an unfinished run of the same settings stopped.
+Starts from the weights of a joint training. The same command goes on where an unfinished run of the
+same settings stopped.
+
+Examples:
+    python3 AG/train_only_local.py --dataset_folder sf_xs --resume_model best_model.pth
+    python3 AG/train_only_local.py --dataset_folder sf_xs --resume_model best_model.pth --lr 1e-4
 """
+
+from retrieval.commands import script, train_flags
+
+if __name__ == "__main__":  # -h need not wait for what is imported below
+    script.answer(train_flags.read_local_training, __doc__)
 
 import functools
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from retrieval import evaluation
-from retrieval.commands import options, script
+from retrieval import global_search, report
 from retrieval.data import places
 from retrieval.data.images import check_headers
 from retrieval.data.photo_sets import open_places
-from retrieval.networks import delg
-from retrieval.training import cosplace_training
+from retrieval.global_search import Descriptors
+from retrieval.networks.create import create
+from retrieval.training import cosplace
 
 log = logging.getLogger("train_only_local")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train; global recalls are constant, so the best epoch is that of the best re-ranked R@1."""
-    asked = options.read_training(__doc__, argv, only_local=True)
-    paths, groups = places.load_groups(asked.train_folder, asked.recipe.groups, script.CACHE)
+    asked = train_flags.read_local_training(__doc__, argv)
+    recipe = asked.recipe
+    epochs, steps = recipe.train.epochs_num, recipe.train.iterations_per_epoch
+    paths, groups = places.load_groups(asked.train_folder, recipe.groups, script.CACHE)
     val_set = open_places(asked.val_folder, asked.positives)
-    photos = [*paths, *val_set.queries, *val_set.database]
-    check_headers(photos)
+    check_headers([*paths, *val_set.queries, *val_set.database])
 
-    torch.manual_seed(asked.recipe.train.seed)
-    model, loaded = delg.create(asked.network, asked.weights)
+    torch.manual_seed(recipe.train.seed)
+    model, loaded, _ = create(asked.network, asked.weights)
     log.info("network: %s\nweights: %s", model.backbone.describe(), loaded)
-    log.info("%d images of %d classes in %d groups", *cosplace_training.sizes(groups))
-    depth = max(*asked.recall_values, asked.rerank.top_k)
 
-    @functools.cache  # the global head does not learn: its ranking is the same in all epochs
-    def rank() -> evaluation.Ranked:
-        return evaluation.rank(model, val_set, asked.extract, depth)
+    @functools.cache  # the global head does not learn: its descriptors are the same in all epochs
+    def described() -> Descriptors:
+        return global_search.describe_set(model, val_set, asked.judged.extract, asked.resources)
 
-    def validate(model: delg.Delg) -> Mapping[str, float]:
-        candidates = rank().ranking[:, : asked.rerank.top_k]
+    def validate() -> Mapping[str, float]:
         with tempfile.TemporaryDirectory() as folder:
-            store = evaluation.open_store(Path(folder), model, val_set, asked.extract)
-            local = evaluation.local_features(model, val_set, candidates, store, asked.extract)
-            reranked = evaluation.rerank_locally(rank(), local, asked.rerank)
-        return evaluation.score(reranked.ranking, val_set.ground_truth, asked.recall_values)
+            resources = replace(asked.resources, cache=Path(folder))
+            found = global_search.evaluate(
+                model, val_set, asked.judged, described=described(), resources=resources
+            )
+        return found.last.figures
 
-    best = cosplace_training.train(
-        model, paths, groups, asked.recipe, validate, asked.where, source=str(loaded)
-    )
-    if best is not None:
-        log.info("best weights: %s", best)
+    start = cosplace.start(model, paths, groups, recipe, asked.where, str(loaded))
+    with start as (course, trainer):
+        for epoch in trainer.epochs(epochs):
+            group = epoch % len(groups)
+            with course.objective(group) as objective:
+                batches = course.batches.of_epoch(groups[group], epoch, trainer.step)
+                title = f"epoch {epoch}, group {group}"
+                for images, labels in trainer.steps(batches, steps, title):
+                    with trainer.autocast():
+                        terms = objective(images, labels)
+                    trainer.backward(terms["total"])
+                    trainer.note(terms)
+                    trainer.update(course.optimizer, course.classifiers[group].optimizer)
+            if trainer.world.is_main:
+                recalls = validate()
+                best = " (best so far)" * trainer.keep_best(recalls)
+                log.info("epoch %d, val %s%s", epoch, report.in_words(recalls), best)
 
 
 if __name__ == "__main__":

@@ -1,29 +1,35 @@
 """Choose the settings of re-ranking on a validation split, from features that eval.py saved.
 
-    python3 AG/eval.py … --test_set_folder CITY/val --save_dir val
-    python3 AG/eval.py … --test_set_folder CITY/test --save_dir test
-    python3 AG/tune.py logs/val/DATE --test_run logs/test/DATE
-    python3 AG/eval.py … --rerank_config logs/val/DATE/tuning/rerank.toml
+Every combination of the values is tried; nothing is extracted again. Inliers are counted once for
+each distinct geometry, and kept in the output folder: killed and called again, the same command
+goes on. If the gain of the best setting on the validation split may as well be none (its 95 %
+interval reaches down to 0), rerank.toml says that there is to be no re-ranking. That file is for
+eval.py --rerank_config.
 
-Nothing is extracted again. Inliers are counted once for each distinct geometry, and kept in the
-output folder: killed and called again, the same command goes on. If the gain of the best setting on
-the validation split may as well be none (its 95 % interval reaches down to 0), rerank.toml says
-that there is to be no re-ranking.
+Examples:
+    python3 AG/tune.py logs/val/DATE --test_run logs/test/DATE
+    python3 AG/tune.py logs/val/DATE --top_k 20 50 --model affine homography --fusion 0 30
 """
+
+from retrieval.commands import script, tune_flags
+
+if __name__ == "__main__":  # -h need not wait for what is imported below
+    script.answer(tune_flags.read_tuning, __doc__)
 
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
-from retrieval import checkpoint, progress, report, rerank_file
-from retrieval.commands import script
-from retrieval.commands.tune import TuningOptions, read_tuning
+from retrieval import checkpoint, progress
+from retrieval.configs import rerank_file
 from retrieval.configs.rank import RerankConfig
 from retrieval.drawing import figures
-from retrieval.networks import delg
-from retrieval.saved_run import SavedRun, open_run
+from retrieval.evaluation import Evaluation
+from retrieval.files import write_json
+from retrieval.networks.create import create, resolve_config
 from retrieval.tuning import search_space, tables, try_settings
 from retrieval.tuning.tables import Measured
 from retrieval.tuning.try_settings import Outcome
@@ -32,75 +38,76 @@ from retrieval.tuning.tuning_figure import panels
 log = logging.getLogger("tune")
 
 
-def open_runs(asked: TuningOptions) -> dict[str, SavedRun]:
-    """The runs on "validation" and, if asked for, "test"; InputError unless they go together."""
-    run = open_run(asked.run)
-    stamp = run.result["protocol"]
-    if asked.model is not None:
-        torch.manual_seed(stamp["seed"])  # as eval.py, for parts that the file leaves random
-        network = delg.resolve_config(stamp["network"], str(asked.model))
-        model, _ = delg.create(network, str(asked.model))
-        run = open_run(asked.run, checkpoint.weights_hash(model.state_dict()))
+def open_runs(
+    validation: Path, test: Path | None, model: Path | None
+) -> tuple[Evaluation, Evaluation | None]:
+    """The two runs; InputError unless they go together, and are of the weights ``model``."""
+    run = Evaluation.open(validation)
+    if model is not None:
+        torch.manual_seed(run.protocol.settings["seed"])  # for parts that the file leaves random
+        config = resolve_config(run.protocol.settings["network"], str(model))
+        network, _, _ = create(config, str(model))
+        run = Evaluation.open(validation, checkpoint.weights_hash(network.state_dict()))
     try_settings.check_labels(run)
-    if asked.test_run is None:
-        return {"validation": run}
-    test = open_run(asked.test_run, stamp["weights_sha256"])
-    try_settings.check_labels(test)
-    try_settings.check_comparable(run, test)
-    return {"validation": run, "test": test}
+    if test is None:
+        return run, None
+    other = Evaluation.open(test)
+    try_settings.check_labels(other)
+    try_settings.check_comparable(run, other)
+    return run, other
 
 
-def evaluate(
-    run: SavedRun, settings: Sequence[RerankConfig], asked: TuningOptions, name: str
+def try_all(
+    name: str, run: Evaluation, settings: Sequence[RerankConfig], folder: Path, threads: int | None
 ) -> list[Outcome]:
-    """`try_settings.evaluate` with a progress bar."""
+    """`try_settings.try_all` with a progress bar; counts are kept in ``folder``."""
     pairs = len(try_settings.shortlists(run, settings).pairs)
-    total = pairs * len(search_space.geometries(settings))
-    with progress.bar(name, total, "pairs"):
-        return try_settings.evaluate(
-            run, settings, asked.output / "counts", threads=asked.threads, progress=progress.advance
-        )
+    with progress.bar(name, pairs * len(search_space.geometries(settings)), "pairs"):
+        return try_settings.try_all(run, settings, folder / "counts", threads)
 
 
-def measure(test: SavedRun, best: RerankConfig, asked: TuningOptions) -> dict[str, Measured]:
+def measure(
+    test: Evaluation, best: RerankConfig, folder: Path, threads: int | None
+) -> dict[str, Measured]:
     """The setting that was best on validation, and the defaults, on the test split."""
     default = RerankConfig()
-    default = replace(default, top_k=min(default.top_k, test.with_local()[0].top_k))
-    before = try_settings.before(test)
+    default = replace(default, top_k=min(default.top_k, test.local()[0].config.top_k))
     return {
-        name: tables.measured(evaluate(test, [setting], asked, f"test, {name}")[0], before)
+        name: tables.measured(
+            try_all(f"test, {name}", test, [setting], folder, threads)[0], test.first.per_query
+        )
         for name, setting in {"best of validation": best, "defaults": default}.items()
     }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Search, measure on the test split, print; write tuning.json, tuning.png and rerank.toml."""
-    asked = read_tuning(__doc__, argv)
-    runs = open_runs(asked)
-    run, test = runs["validation"], runs.get("test")
-    base, _ = run.with_local()
+    asked = tune_flags.read_tuning(__doc__, argv)
+    run, test = open_runs(asked.run, asked.test_run, asked.model)
+    base = run.local()[0].config
     settings = search_space.grid(asked.axes, base)
-    for each in runs.values():
+    for each in (run, *filter(None, [test])):
         try_settings.check_depth(each, settings)
     log.info("validation: %d queries of %s", len(run.photos.queries), run.photos.folder)
     log.info("%s", tables.plan(asked.axes, base, settings))
 
-    outcomes = try_settings.best_first(evaluate(run, settings, asked, "validation"))
-    metric = tables.metric_of(run.photos.ground_truth)
-    best = tables.measured(outcomes[0], try_settings.before(run))
-    log.info("\nbest\n%s", tables.best_table(outcomes, metric))
-    log.info("\nPareto front\n%s", tables.front_table(outcomes, metric, best.before))
+    tried = try_all("validation", run, settings, asked.output, asked.resources.threads)
+    outcomes = try_settings.best_first(tried)
+    best = tables.measured(outcomes[0], run.first.per_query)
+    log.info("\nbest\n%s", tables.best_table(outcomes, run.metric))
+    log.info("\nPareto front\n%s", tables.front_table(outcomes, run.metric, best.before))
 
-    tested = {} if test is None else measure(test, best.outcome.settled, asked)
-    told = tables.summary(metric, len(settings), best, tested)
+    tested = {}
+    if test is not None:
+        tested = measure(test, best.outcome.settled, asked.output, asked.resources.threads)
+    told = tables.summary(run.metric, len(settings), best, tested)
     log.info("\n%s", "\n".join(told))
-    chosen = try_settings.choose(best.outcome, best.gain)
-    content = tables.as_json(outcomes, metric, best, tested)
-    content |= {f"protocol_{name}": each.result["protocol"] for name, each in runs.items()}
-    report.write_json(asked.output / "tuning.json", content)
-    figure = panels(outcomes, best.before, metric)
-    figures.save(figure, asked.output / "tuning.png")
+    content = tables.as_json(outcomes, run.metric, best, tested)
+    content["protocols"] = [each.protocol.settings for each in (run, *filter(None, [test]))]
+    write_json(asked.output / "tuning.json", content)
+    figures.save(panels(outcomes, best.before, run.metric), asked.output / "tuning.png")
     comment = [f"Written by tune.py from {run.folder}", *told]
+    chosen = try_settings.choose(best.outcome, best.gain)
     rerank_file.write_rerank(asked.output / "rerank.toml", chosen, comment)  # last: it is complete
     log.info("\nwritten: tuning.json, tuning.png, rerank.toml in %s", asked.output)
 

@@ -20,7 +20,9 @@ from PIL import Image
 
 from retrieval import devices, extraction
 from retrieval.configs.describe import DelgConfig, ExtractConfig
-from retrieval.features import FeatureStore
+from retrieval.configs.run import Resources
+from retrieval.data.photo_sets import as_photos
+from retrieval.features import FeatureStore, MadeBy
 from retrieval.networks.delg import Delg
 
 
@@ -55,7 +57,7 @@ def main() -> None:
     device = devices.choose_device("auto")
     network = DelgConfig(backbone=asked.backbone, reduction=True)
     model = Delg(network, "none").eval().to(device).to(memory_format=torch.channels_last)
-    config = ExtractConfig(infer_batch_size=asked.batch)
+    config, resources = ExtractConfig(), Resources(infer_batch_size=asked.batch)
     ready = torch.randn(asked.batch, 3, asked.size, asked.size, device=device)
     ready = ready.contiguous(memory_format=torch.channels_last)
 
@@ -69,19 +71,19 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        paths = write_photos(folder, asked.images, asked.size)
-        ids = [path.name for path in paths]
+        photos = as_photos(write_photos(folder, asked.images, asked.size))
 
         def local() -> None:
-            store = FeatureStore.open(folder / "store", {"time": time.perf_counter()})
-            extraction.extract_local_features(model, paths, ids, store, config)
+            anew = MadeBy("delg", {"time": time.perf_counter()}, {})
+            store = FeatureStore.open(folder / "store", anew)
+            extraction.extract_local_features(model, photos, store, config, None, resources)
 
         works: dict[str, Callable[[], object]] = {
-            "trunk and global head, forward only": lambda: forward(model.global_descriptors),
+            "backbone and global head, forward only": lambda: forward(model.global_descriptors),
             "global descriptors from JPEG": lambda: extraction.global_descriptors(
-                model, paths, config
+                model, photos, config, resources
             ),
-            "trunk and local head, forward only": lambda: forward(model.local_maps),
+            "backbone and local head, forward only": lambda: forward(model.local_maps),
             "local features from JPEG, stored": local,
         }
         forward(model.global_descriptors)  # warms up

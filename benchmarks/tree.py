@@ -1,4 +1,4 @@
-"""Building the vocabulary tree against S2's way: recursive MiniBatchKMeans of scikit-learn.
+"""Building the vocabulary tree against delf_pytorch's way: MiniBatchKMeans of scikit-learn, nested.
 
 Both build a tree of the same height and branches on the same features, and both are asked how far
 features then lie from their leaf, so that speed is not bought with quality.
@@ -31,7 +31,7 @@ def synthetic(count: int, dim: int = 128, centres: int = 20_000) -> np.ndarray:
 
 
 def recursive(features: np.ndarray, height: int, branch: int) -> np.ndarray:
-    """(n,) the squared distance of each feature to its leaf, in a tree built as S2 builds it."""
+    """(n,) the squared distance of each feature to its leaf, in a tree built delf_pytorch's way."""
     if height == 0 or len(features) < branch:
         return ((features - features.mean(axis=0)) ** 2).sum(axis=1)
     found = MiniBatchKMeans(n_clusters=branch, random_state=0).fit(features)

@@ -18,13 +18,14 @@ from pathlib import Path
 
 import numpy as np
 
-from retrieval import progress, saved_run
+from retrieval import progress, protocol
 from retrieval.configs.rank import RerankConfig
 from retrieval.data.photo_sets import PhotoSet
 from retrieval.data.positives import Positives
-from retrieval.evaluation import LocalSource, Ranked
+from retrieval.evaluation import Evaluation, Verified, score
+from retrieval.feature_folders import features_of_set, made_from
 from retrieval.features import FeatureStore, LocalFeatures
-from retrieval.saved_run import SavedRun
+from retrieval.search import Ranking
 from retrieval.tuning import search_space, try_settings
 from retrieval.tuning.search_space import Axes
 
@@ -49,79 +50,84 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if args.run is not None:
-            run = first_of(saved_run.open_run(args.run))
+            run = first_of(Evaluation.open(args.run))
         else:
             run = made_up(Path(folder) / "features", args.features, args.dim)
         measure(run, Path(folder) / "counts")
 
 
-def measure(run: SavedRun, folder: Path) -> None:
+def measure(run: Evaluation, folder: Path) -> None:
     """Search twice, the second time from saved counts; print seconds."""
-    base, _ = run.with_local()
-    settings = search_space.grid(AXES, base)
+    settings = search_space.grid(AXES, run.local()[0].config)
     geometries = len(search_space.geometries(settings))
     pairs = len(try_settings.shortlists(run, settings).pairs)
-    queries = int((run.ranked.ranking[:, 0] >= 0).sum())
+    queries = int((run.first.ranking.rows[:, 0] >= 0).sum())
     print(f"{len(settings)} settings, {geometries} geometries, {queries} queries, {pairs} pairs")
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before")
     slowest = 0.0
     for name in ("counting and ordering", "ordering alone"):
         start, processor = time.perf_counter(), time.process_time()
         with progress.bar(name, pairs * geometries, "pairs"):
-            outcomes = try_settings.evaluate(run, settings, folder, progress=progress.advance)
+            outcomes = try_settings.try_all(run, settings, folder)
         seconds, used = time.perf_counter() - start, time.process_time() - processor
         print(f"{name:24s}{seconds:7.1f} s by the clock, {used:7.1f} s of processor")
         slowest = max(slowest, seconds)
     print(f"the bar is {BAR:.0f} s: {BAR / slowest:.1f}x")
     best = try_settings.best_first(outcomes)[0]
-    print(
-        f"global {try_settings.before(run).mean():.1f}, best {best.figure:.1f} at {best.ms:.1f} ms"
-    )
+    before = np.nanmean(run.first.per_query)
+    print(f"global {before:.1f}, best {best.figure:.1f} at {best.ms:.1f} ms")
 
 
-def first_of(run: SavedRun) -> SavedRun:
+def first_of(run: Evaluation) -> Evaluation:
     """The run with its first queries alone, top 20."""
-    base, _ = run.with_local()
-    ranked = replace(
-        run.ranked,
-        ranking=run.ranked.ranking[:QUERIES],
-        similarity=run.ranked.similarity[:QUERIES],
-    )
+    verified, features = run.local()
     truth = {
         name: Positives(each.positives[:QUERIES], each.junk[:QUERIES])
         for name, each in run.photos.ground_truth.items()
     }
     photos = replace(run.photos, queries=run.photos.queries[:QUERIES], ground_truth=truth)
-    return replace(run, photos=photos, ranked=ranked, rerank=replace(base, top_k=DEPTH))
+    ranked = run.first.ranking
+    head = Ranking(ranked.rows[:QUERIES], ranked.similarity[:QUERIES])
+    config = replace(verified.config, top_k=DEPTH)
+    return to_be_tuned(photos, head, config, features.store)
 
 
-def made_up(folder: Path, num_features: int, dim: int) -> SavedRun:
+def to_be_tuned(
+    photos: PhotoSet, ranked: Ranking, config: RerankConfig, store: FeatureStore
+) -> Evaluation:
+    """An evaluation of one ranking that stands before re-ranking by ``config``."""
+    return Evaluation(
+        title="tuning",
+        photos=photos,
+        steps=(score("global", ranked, photos),),
+        protocol=protocol.protocol_of(photos, {}),
+        verified=Verified(config, np.empty((0, 0), np.int64), 0.0, {}),
+        features=features_of_set(photos, store),
+    )
+
+
+def made_up(folder: Path, num_features: int, dim: int) -> Evaluation:
     """A run on made-up features; the positives are anywhere in the first 20."""
     rng = np.random.default_rng(0)
-    store = FeatureStore.open(folder, {"made up": [num_features, dim]})
     database = [random_features(rng, num_features, dim) for _ in range(DATABASE)]
     positives = [rng.permutation(DATABASE)[:2] for _ in range(QUERIES)]
+    paths = [folder / f"{row}.jpg" for row in range(DATABASE)]
+    truth = {"R": Positives(positives, [np.empty(0, np.int64)] * QUERIES)}
+    photos = PhotoSet(folder, paths[:QUERIES], paths, truth)
+    made_by = made_from(photos, "made up", {"features": [num_features, dim]})
+    store = FeatureStore.open(folder, made_by)
     with store.writer() as writer:
-        for row, features in enumerate(database):
-            writer.put(f"database/{row}", features)
-        for row, (first, _) in enumerate(positives):
-            writer.put(f"query/{row}", other_view(rng, database[first]))
-    ranking = np.empty((QUERIES, DEPTH), np.int64)
+        for photo, features in zip(photos.database_photos, database, strict=True):
+            writer.put(photo.name, features)
+        for photo, (first, _) in zip(photos.query_photos, positives, strict=True):
+            writer.put(photo.name, other_view(rng, database[first]))
+    rows = np.empty((QUERIES, DEPTH), np.int64)
     for row, right in enumerate(positives):
         others = rng.permutation(np.setdiff1d(np.arange(DATABASE), right))[: DEPTH - 1]
-        ranking[row] = rng.permutation([right[0], *others])
-    similarity = np.tile(np.linspace(0.9, 0.5, DEPTH), (QUERIES, 1))
-    names = [Path(f"{row}.jpg") for row in range(DATABASE)]
-    truth = {"R": Positives(positives, [np.empty(0, np.int64)] * QUERIES)}
-    return SavedRun(
-        folder=folder,
-        photos=PhotoSet(folder, names[:QUERIES], names, truth),
-        ranked=Ranked(ranking, similarity, np.empty((0, 0)), np.empty((0, 0))),
-        rankings={},
-        result={"feature_store": str(store.folder)},
-        rerank=RerankConfig(top_k=DEPTH),
-        local=LocalSource(lambda row: store[f"query/{row}"], lambda row: store[f"database/{row}"]),
-    )
+        rows[row] = rng.permutation([right[0], *others])
+    similarity = np.tile(np.linspace(0.9, 0.5, DEPTH, dtype=np.float32), (QUERIES, 1))
+    ranked = Ranking(rows, similarity)
+    return to_be_tuned(photos, ranked, RerankConfig(top_k=DEPTH), store)
 
 
 def random_features(rng: np.random.Generator, count: int, dim: int) -> LocalFeatures:

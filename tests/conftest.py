@@ -6,12 +6,12 @@ import pytest
 import torch
 from PIL import Image
 
-from retrieval import devices
+from retrieval.commands import script
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _kept_memory():
-    devices.keep_freed_memory()
+    script.keep_freed_memory()
 
 
 @pytest.fixture(autouse=True)

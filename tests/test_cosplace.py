@@ -4,12 +4,17 @@ import torch
 from torch.utils.data import DataLoader
 
 from retrieval.configs.describe import DelgConfig
-from retrieval.configs.learn import AugmentConfig, LossConfig
+from retrieval.configs.learn import (
+    AugmentConfig,
+    GroupConfig,
+    LossConfig,
+    Recipe,
+    TrainConfig,
+)
 from retrieval.data.places import Group
 from retrieval.networks.delg import Delg
+from retrieval.training.cosplace import Classifiers, Objective, sizes
 from retrieval.training.cosplace_batches import Augmentation, Draws
-from retrieval.training.cosplace_training import sizes
-from retrieval.training.objective import Objective, make_classifiers
 
 
 @pytest.fixture
@@ -94,10 +99,10 @@ def test_an_unreadable_image_gives_its_error(paths, group):
 def objective():
     torch.manual_seed(0)
     model = Delg(DelgConfig(fc_output_dim=16, reduction=True, fm_reduction_dim=8), "none")
-    groups = [Group([np.arange(2)] * 5)]
+    group = Group([np.arange(2)] * 5)
     losses = LossConfig(global_weight=2.0, attention_weight=3.0, reconstruction_weight=5.0)
-    heads = make_classifiers(groups, model, losses, 0.01, only_local=False)[0]
-    return Objective(model, heads.descriptor, heads.attention, losses)
+    recipe = Recipe(GroupConfig(), TrainConfig(), AugmentConfig(), losses, only_local=False)
+    return Objective(model, Classifiers(group, model, recipe), losses)
 
 
 def test_the_total_is_the_weighted_sum_of_the_losses(objective):
@@ -107,15 +112,16 @@ def test_the_total_is_the_weighted_sum_of_the_losses(objective):
     torch.testing.assert_close(terms["total"], expected)
 
 
-@pytest.mark.parametrize(("term", "trunk_learns"), [("global", True), ("attention", False),
+@pytest.mark.parametrize(("term", "backbone_learns"), [("global", True), ("attention", False),
                                                     ("reconstruction", False)])  # fmt: skip
-def test_the_local_losses_stop_at_the_detached_map(objective, term, trunk_learns):
+def test_the_local_losses_stop_at_the_detached_map(objective, term, backbone_learns):
     objective.zero_grad(set_to_none=True)
     objective(torch.randn(2, 3, 64, 64), torch.tensor([1, 3]))[term].backward()
     grads = [p.grad for p in objective.model.backbone.parameters() if p.requires_grad]
-    assert any(grad is not None and grad.abs().max() > 0 for grad in grads) == trunk_learns
-    local = objective.model.local_parameters()
-    assert any(p.grad is not None for p in local) != trunk_learns
+    assert any(grad is not None and grad.abs().max() > 0 for grad in grads) == backbone_learns
+    model = objective.model
+    local = [*model.attention.parameters(), *model.autoencoder.parameters()]
+    assert any(p.grad is not None for p in local) != backbone_learns
 
 
 def test_sizes_count_images_classes_and_groups(group):

@@ -1,20 +1,12 @@
-import math
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import torchvision
 from scipy.ndimage import map_coordinates
-from torch import nn
 
-from retrieval.checkpoint import save
 from retrieval.configs.describe import DelfConfig
 from retrieval.errors import InputError
-from retrieval.networks import delf_weights
-from retrieval.networks.delf import Attention, Delf, MultiScale, _refine
-from retrieval.networks.pooling import GeM
-from retrieval.networks.rmac import Regional, regions
+from retrieval.networks.delf import Delf, MultiScale, _refine
 
 
 @pytest.fixture
@@ -58,7 +50,7 @@ def test_the_descriptor_is_the_pooled_map(photos, pool):
 @torch.no_grad()
 @pytest.mark.parametrize(("layer", "channels"), [("layer3", 256), ("layer4", 512)])
 def test_attention_weights_the_map_that_is_pooled(photos, layer, channels):
-    model = network(pool="spoc", attention=True, layer=layer, local_layer=layer)
+    model = network(pool="spoc", attention="learned", layer=layer, local_layer=layer)
     x = map_of(model, photos, layer)
     first, second = model.attention.conv1, model.attention.conv2
     hidden = torch.relu(
@@ -87,7 +79,7 @@ def test_cells_know_their_pixels(photos):
 
 @torch.no_grad()
 def test_attention_of_layer4_is_read_at_the_cells_of_layer3(photos):
-    model = network(attention=True, local_layer="layer3")
+    model = network(attention="learned", local_layer="layer3")
     descriptors, scores = model.local_maps(photos)
     x = map_of(model, photos, "layer3")
     coarse = model.attention(map_of(model, photos, "layer4"))
@@ -132,7 +124,7 @@ def test_batch_norm_keeps_its_statistics_in_training(photos):
 
 
 def test_attention_alone_can_learn(photos):
-    model = network(attention=True)
+    model = network(attention="learned")
     model.freeze_all_but_attention()
     model.train()
     model(photos).sum().backward()
@@ -146,7 +138,7 @@ def test_gems_power_learns_ten_times_as_fast_without_decay():
     assert (power["lr"], power["weight_decay"]) == (1e-2, 0)
     assert [p.shape for p in power["params"]] == [(1,)]
     assert len(network(pool="mac").parameter_groups(1e-3, 0)) == 1
-    frozen = network(attention=True)
+    frozen = network(attention="learned")
     frozen.freeze_all_but_attention()
     assert len(frozen.parameter_groups(1, 0)[0]["params"]) == 4
 
@@ -167,51 +159,16 @@ def test_scales_are_joined_by_the_mean_of_gems_power(photos):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
-# ---- regions
-
-
-def test_a_square_has_the_regions_of_rmac():
-    found = regions(12, 12)
-    assert [side for _, _, side in found] == [12] + [8] * 4 + [6] * 9
-    assert [(top, left) for top, left, side in found if side == 8] == [
-        (0, 0),
-        (0, 4),
-        (4, 0),
-        (4, 4),
-    ]
-
-
-@pytest.mark.parametrize("shape", [(9, 16), (16, 9), (24, 32), (1, 1), (1, 5), (2, 7)])
-def test_regions_lie_in_the_map_and_cover_it(shape):
-    covered = np.zeros(shape, bool)
-    for top, left, side in regions(*shape):
-        assert top >= 0 <= left
-        assert top + side <= shape[0]
-        assert left + side <= shape[1]
-        covered[top : top + side, left : left + side] = True
-    assert covered.all()
-
-
-@torch.no_grad()
-def test_regional_pooling_adds_up_normalised_regions():
-    x = torch.rand(2, 5, 6, 8, generator=torch.Generator().manual_seed(1))
-    pool = Regional(GeM(), 5)
-    expected = torch.zeros(2, 5)
-    for top, left, side in [(0, 0, None), *regions(6, 8)]:
-        part = x if side is None else x[..., top : top + side, left : left + side]
-        expected += F.normalize(part.pow(3).mean((-2, -1)).pow(1 / 3))
-    torch.testing.assert_close(pool(x), expected, rtol=1e-4, atol=1e-5)
-
-
 # ---- settings
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"arch": "resnet3"}, "--arch resnet3: expected one of resnet18, resnet34, resnet50"),
+        ({"arch": "resnet3"}, "--backbone resnet3: expected one of resnet18, resnet34, resnet50"),
         ({"pool": "rmac"}, "--pool rmac: expected one of mac, spoc, gem"),
-        ({"layer": "layer2"}, "--layer layer2"),
+        ({"layer": "layer2"}, "layer layer2: expected one of layer3"),
+        ({"attention": "none"}, "attention none: expected one of learned, norm"),
         ({"layer": "layer3", "local_layer": "layer4"}, "use --layer layer3"),
     ],
 )
@@ -220,105 +177,6 @@ def test_impossible_networks_are_refused(fields, message):
         DelfConfig(**fields)
 
 
-# ---- weights
-
-
-def cirtorch_checkpoint(path, **extra):
-    """A checkpoint as cirtorch writes it, and the descriptor that its network computes."""
-    torch.manual_seed(3)
-    features = nn.Sequential(*list(torchvision.models.resnet18().children())[:-2]).eval()
-    state = {f"features.{k}": v for k, v in features.state_dict().items()}
-    state = {k: v for k, v in state.items() if "num_batches" not in k}  # as from old versions
-    state["pool.p"] = torch.tensor([2.2])
-    rng = np.random.default_rng(0)
-    whitening = {"m": rng.normal(size=(512, 1)), "P": rng.normal(size=(512, 512))}
-    other = {"m": np.zeros((512, 1)), "P": np.eye(512)}
-    meta = {
-        "architecture": "resnet18",
-        "pooling": "gem",
-        "local_whitening": False,
-        "regional": False,
-        "whitening": False,
-        "outputdim": 512,
-        "mean": [0.485, 0.456, 0.406],
-        "Lw": {"retrieval-SfM-120k": {"ss": whitening, "ms": other}},
-    }
-    torch.save({"meta": meta, "state_dict": state, "epoch": 3, **extra}, path)
-
-    @torch.no_grad()
-    def describe(photos):
-        x = features(photos).clamp(min=1e-6).pow(2.2).mean((-2, -1)).pow(1 / 2.2)
-        return F.normalize(x)
-
-    return describe, whitening
-
-
-def test_cirtorchs_checkpoint_gives_cirtorchs_descriptor(tmp_path, photos):
-    describe, whitening = cirtorch_checkpoint(tmp_path / "gem.pth.tar")
-    config = DelfConfig(arch="resnet18")
-    model, report, learned = delf_weights.create(config, str(tmp_path / "gem.pth.tar"))
-    expected = describe(photos)
-    with torch.no_grad():
-        torch.testing.assert_close(model.eval()(photos), expected, rtol=1e-4, atol=1e-6)
-    assert report.loaded == ("backbone", "pool")
-    whitened = learned["retrieval-SfM-120k", "ss"](expected).numpy()
-    slow = whitening["P"] @ (expected.numpy().T - whitening["m"])
-    np.testing.assert_allclose(whitened, (slow / np.linalg.norm(slow, axis=0)).T, atol=1e-4)
-
-
-def test_an_attention_starts_from_cirtorchs_network(tmp_path):
-    cirtorch_checkpoint(tmp_path / "gem.pth.tar")
-    config = DelfConfig(arch="resnet18", attention=True)
-    _, report, _ = delf_weights.create(config, str(tmp_path / "gem.pth.tar"))
-    assert report.missing == ("attention",)
-
-
-def test_a_checkpoint_comes_back(tmp_path, photos):
-    model = network(attention=True, regional=True)
-    save(tmp_path / "best.pth", delf_weights.contents(model))
-    file = delf_weights.read_file(tmp_path / "best.pth")
-    assert file.config == model.config
-    again, _, _ = delf_weights.create(file.config, str(tmp_path / "best.pth"))
-    with torch.no_grad():
-        assert torch.equal(again.eval()(photos), model(photos))
-
-
-def test_a_plain_backbone_is_enough_to_start_from(tmp_path):
-    body = torchvision.models.resnet18()
-    torch.save(body.state_dict(), tmp_path / "resnet18.pth")
-    model, report, _ = delf_weights.create(
-        DelfConfig(arch="resnet18"), str(tmp_path / "resnet18.pth")
-    )
-    assert torch.equal(model.backbone.body.conv1.weight, body.conv1.weight)
-    assert (report.loaded, report.missing) == (("backbone",), ("pool",))
-
-
-def test_weights_of_another_network_are_refused(tmp_path):
-    path = str(tmp_path / "gem.pth.tar")
-    cirtorch_checkpoint(path)
-    with pytest.raises(InputError, match="arch resnet34, but the file has resnet18"):
-        delf_weights.create(DelfConfig(arch="resnet34"), path)
-    with pytest.raises(InputError, match="pool mac, but the file has gem"):
-        delf_weights.create(DelfConfig(arch="resnet18", pool="mac"), path)
-    with pytest.raises(InputError, match="neither a file nor one of"):
-        delf_weights.create(DelfConfig(), str(tmp_path / "missing.pth"))
-
-
-def test_unknown_layouts_are_refused(tmp_path):
-    path = tmp_path / "odd.pth"
-    meta = {"architecture": "resnet18", "pooling": "gem"}
-    torch.save({"meta": meta, "state_dict": {"neck.weight": torch.zeros(1)}}, path)
-    with pytest.raises(InputError, match=r"has also neck\.weight"):
-        delf_weights.read_file(path)
-    torch.save({"meta": {"architecture": "alexnet"}, "state_dict": {}}, path)
-    with pytest.raises(InputError, match="architecture alexnet"):
-        delf_weights.read_file(path)
-    torch.save({"meta": meta, "state_dict": {}, "Lw": math.sqrt}, path)
-    with pytest.raises(InputError, match="not a readable checkpoint"):
-        delf_weights.read_file(path)
-
-
 def test_attention_needs_a_network_that_has_one():
-    with pytest.raises(ValueError, match="no attention"):
+    with pytest.raises(ValueError, match="no learned attention"):
         network().freeze_all_but_attention()
-    assert sum(p.numel() for p in Attention(4).parameters()) == 4 * 4 + 4 + 4 + 1

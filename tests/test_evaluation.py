@@ -1,203 +1,252 @@
+"""The value of an evaluation: figures, comparisons, what is written and read again."""
+
 import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
 
-from retrieval import evaluation, report
-from retrieval.configs.describe import DelgConfig, ExtractConfig
-from retrieval.configs.judge import PositivesConfig
+from retrieval import evaluation
 from retrieval.configs.rank import RerankConfig
-from retrieval.data.ground_truth import Positives
-from retrieval.data.photo_sets import Folders, open_folders, open_places, open_set
-from retrieval.drawing import looks
+from retrieval.data.photo_sets import PhotoSet, Source, open_set
+from retrieval.data.positives import Positives
 from retrieval.errors import InputError
-from retrieval.networks.delg import Delg
+from retrieval.evaluation import Evaluation, Step, Verified, compare, score
+from retrieval.feature_folders import features_of_set, made_from
+from retrieval.features import FeatureStore, LocalFeatures
+from retrieval.protocol import protocol_of
+from retrieval.search import Ranking
 
-SETTING = ExtractConfig(num_workers=0, precision="fp32")
-
-
-def name(east: float, north: float, heading: str = "") -> str:
-    return f"@{east}@{north}@10@S@@@@@{heading}@@@@@@.png"
+FEATURES = LocalFeatures(np.zeros((1, 2)), np.ones((1, 4)), np.ones(1), (16, 16))
+ROWS = {"global": [[0, 1, 2], [2, 0, 1]], "reranked": [[0, 2, 1], [1, 2, 0]]}
 
 
 @pytest.fixture
-def places(photo, tmp_path):
-    """Three places 100 m apart, three database images each; queries 10 m beside."""
+def photos(photo, tmp_path):
+    """Three places 100 m apart; two queries 10 m beside the first two."""
     for place in range(3):
-        for i in range(3):
-            photo(f"set/database/{name(100 * place, i)}", (96, 96), place)
-        photo(f"set/queries/{name(100 * place + 10, 0)}", (96, 96), place)
-    return tmp_path / "set"
+        photo(f"set/database/@{100 * place}@0@.png", (16, 16), place)
+    for place in range(2):
+        photo(f"set/queries/@{100 * place + 10}@0@.png", (16, 16), place)
+    return open_set(Source(dataset=tmp_path / "set"))
 
 
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    return Delg(DelgConfig(fc_output_dim=16, attention="norm"), "none").eval()
+def ranking(rows):
+    rows = np.array(rows, np.int64)
+    return Ranking(rows, np.linspace(1, 0, rows.size, dtype=np.float32).reshape(rows.shape))
 
 
-def test_positives_of_a_split_are_those_within_the_distance(places):
-    photos = open_places(places, PositivesConfig())
-    found = photos.ground_truth["R"].positives
-    assert [rows.tolist() for rows in found] == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
-    near = open_places(places, PositivesConfig(positive_dist_threshold=10.04))
-    assert [len(rows) for rows in near.ground_truth["R"].positives] == [1, 1, 1]
-
-
-def test_evaluation_ranks_the_same_photo_first_and_reranking_keeps_it(model, places, tmp_path):
-    photos = open_places(places, PositivesConfig())
-    ranked = evaluation.rank(model, photos, SETTING, 5)
-    assert evaluation.score(ranked.ranking, photos.ground_truth)["R@1"] == 100
-    store = evaluation.open_store(tmp_path / "store", model, photos, SETTING)
-    local = evaluation.local_features(model, photos, ranked.ranking[:, :4], store, SETTING)
-    result = evaluation.rerank_locally(ranked, local, RerankConfig(top_k=4, threads=1))
-    assert evaluation.score(result.ranking, photos.ground_truth)["R@1"] == 100
-    assert set(store.ids()) <= {*photos.query_ids, *photos.database_ids}
-    assert np.sort(result.ranking, axis=1).tolist() == np.sort(ranked.ranking, axis=1).tolist()
-    comparison = evaluation.compare(
-        ranked.ranking, result.ranking, photos.ground_truth, photos.query_ids
+@pytest.fixture
+def run(photos, tmp_path):
+    """An evaluation of two steps with local features, re-ranked without a floor."""
+    settings = {"weights_sha256": "ab" * 32, "extraction": {"size": 512}}
+    store = FeatureStore.open(tmp_path / "cache", made_from(photos, "test", {}))
+    with store.writer() as writer:
+        for each in [*photos.query_photos, *photos.database_photos]:
+            writer.put(each.name, FEATURES)
+    return Evaluation(
+        title="a test",
+        photos=photos,
+        steps=tuple(score(name, ranking(rows), photos) for name, rows in ROWS.items()),
+        protocol=protocol_of(photos, settings),
+        seconds={"global descriptors": 1.5},
+        verified=Verified(
+            config=RerankConfig(top_k=3, floor=2.0),
+            num_inliers=np.array([[5, 1, 4], [0, 0, 7]]),
+            ms_per_pair=0.25,
+            thread_seconds={"loading": 0.1},
+        ),
+        features=features_of_set(photos, store),
+        notes=("noted",),
     )
-    assert comparison["difference"] == 0
-    assert len(comparison["helped"]) + len(comparison["hurt"]) + comparison["unchanged"] == 3
 
 
-def test_skipped_images_rank_nowhere_and_their_queries_miss(model, places):
-    photos = open_places(places, PositivesConfig())
-    for broken in (photos.database[0], photos.queries[2]):
-        broken.write_bytes(broken.read_bytes()[:-200])
-    with pytest.raises(InputError, match="skip_bad_images"):
-        evaluation.rank(model, photos, SETTING, 9)
-    skipped: list[str] = []
-    ranked = evaluation.rank(model, photos, SETTING, 9, skipped=skipped)
-    assert len(skipped) == 2
-    assert not (ranked.ranking[:2] == 0).any()
-    assert (ranked.ranking[2] == -1).all()
-    assert evaluation.score(ranked.ranking, photos.ground_truth)["R@1"] == pytest.approx(200 / 3)
+def test_a_step_knows_its_recalls_by_query():
+    positives = [np.array([0]), np.array([1]), np.array([], int)]
+    truth = Positives(positives, [np.array([])] * 3)
+    photos = PhotoSet(Path(), [Path("q")] * 3, [Path("a"), Path("b")], {"R": truth})
+    step = score("global", ranking([[0, 1], [0, 1], [1, 0]]), photos, (1, 2))
+    assert step.per_query.tolist() == [100, 0, 0]
+    assert step.figures == {"R@1": pytest.approx(100 / 3), "R@2": pytest.approx(200 / 3)}
 
 
-def test_two_folders_with_a_file_of_positives(places):
-    database = sorted(path.name for path in (places / "database").iterdir())
-    queries = sorted(path.name for path in (places / "queries").iterdir())
-    file = places / "positives.json"
-    file.write_text(json.dumps({query: [database[-1]] for query in queries}))
-    photos = open_folders(places / "database", places / "queries", PositivesConfig(), file)
-    assert [rows.tolist() for rows in photos.ground_truth["R"].positives] == [[8], [8], [8]]
+def test_what_the_last_step_changed(run):
+    assert run.first.figures["R@1"] == 50
+    assert run.last.figures["R@1"] == 100
+    comparison = run.comparison()
+    assert (comparison.metric, comparison.difference) == ("R@1", 50)
+    assert comparison.helped.tolist() == [1]
+    assert len(comparison.hurt) == 0
+    assert comparison.unchanged.tolist() == [0]
+    assert comparison.in_words() == "R@1 +50.0 [+0.0, +100.0] (paired, 95 %)"
+    assert compare(run.truth(), "R@1", run.last, run.first).difference == -50
 
 
-def revisited(folder, photo):
-    for i in range(4):
-        photo(f"{folder}/jpg/d{i}.jpg", (64, 64), i // 2)
-    photo(f"{folder}/jpg/q0.jpg", (64, 64), 1)
-    return {
-        "imlist": ["d0", "d1", "d2", "d3"],
-        "qimlist": ["q0"],
-        "gnd": [{"bbx": [8, 8, 64, 64], "easy": [2], "hard": [3], "junk": [0]}],
-    }
+def test_what_is_saved_is_opened_again(run, tmp_path):
+    saved = run.save(tmp_path / "run")
+    opened = Evaluation.open(tmp_path / "run")
+    assert opened.folder == saved.folder == tmp_path / "run"
+    assert opened.command == saved.command
+    for old, new in zip(run.steps, opened.steps, strict=True):
+        assert (old.name, old.figures) == (new.name, new.figures)
+        np.testing.assert_array_equal(old.ranking.rows, new.ranking.rows)
+        np.testing.assert_array_equal(old.ranking.similarity, new.ranking.similarity)
+        np.testing.assert_array_equal(old.per_query, new.per_query)
+    assert opened.verified.config == run.verified.config
+    np.testing.assert_array_equal(opened.verified.num_inliers, run.verified.num_inliers)
+    assert opened.protocol == run.protocol
+    assert opened.photos.source.dataset == run.photos.source.dataset.resolve()
+    assert (opened.title, opened.notes, opened.seconds) == (run.title, run.notes, run.seconds)
+    assert len(opened.local()[1].database[2]) == 1
+    again = opened.save(tmp_path / "again")
+    first, second = (
+        json.loads((each.folder / "result.json").read_text()) for each in (saved, again)
+    )
+    assert first == second
 
 
-def test_a_revisited_set_is_recognised_and_scored(model, photo, tmp_path):
-    gnd = revisited("mini", photo)
-    (tmp_path / "mini" / "gnd_mini.json").write_text(json.dumps(gnd))
-    photos = open_set(Folders(dataset=tmp_path / "mini"), PositivesConfig())
-    assert photos.query_boxes == [(8, 8, 64, 64)]
-    figures = evaluation.score(np.array([[2, 0, 3, 1]]), photos.ground_truth)
-    assert figures["mAP E"] == figures["mAP M"] == figures["mAP H"] == 100
-    assert figures["mP@1 M"] == 100
-    ranked = evaluation.rank(model, photos, SETTING, 4)
-    assert sorted(ranked.ranking[0].tolist()) == [0, 1, 2, 3]
+def test_queries_without_a_figure_survive(run, tmp_path):
+    step = replace(run.first, figures={"mAP E": np.nan}, per_query=np.array([np.nan, 3.0]))
+    replace(run, steps=(step,)).save(tmp_path / "run")
+    assert "NaN" not in (tmp_path / "run" / "result.json").read_text()
+    opened = Evaluation.open(tmp_path / "run")
+    assert np.isnan(opened.first.figures["mAP E"])
+    np.testing.assert_array_equal(opened.first.per_query, step.per_query)
+    assert opened.comparison() is None
 
 
-def test_a_photo_searched_with_two_boxes_is_described_twice(model, photo, tmp_path):
-    gnd = revisited("mini", photo)
-    gnd["qimlist"] *= 2
-    gnd["gnd"].append({**gnd["gnd"][0], "bbx": [0, 0, 32, 32]})
-    (tmp_path / "mini" / "gnd_mini.json").write_text(json.dumps(gnd))
-    photos = open_set(Folders(dataset=tmp_path / "mini"), PositivesConfig())
-    ranked = evaluation.rank(model, photos, SETTING, 4)
-    store = evaluation.open_store(tmp_path / "features", model, photos, SETTING)
-    local = evaluation.local_features(model, photos, ranked.ranking, store, SETTING)
-    whole, corner = (local.queries(row).keypoints.max() for row in (0, 1))
-    assert whole > 32 > corner
+def test_without_labels_nothing_is_right(photos, tmp_path):
+    unlabelled = open_set(replace(photos.source, labels=False))
+    step = score("global", ranking(ROWS["global"]), unlabelled)
+    assert step.figures == {}
+    run = Evaluation("t", unlabelled, (step, step), protocol_of(unlabelled, {}))
+    assert run.comparison() is None
+    with pytest.raises(InputError, match="has no labels"):
+        run.truth()
+    run.save(tmp_path / "run")
+    assert Evaluation.open(tmp_path / "run").photos.ground_truth == {}
 
 
-def test_missing_images_of_a_revisited_set_are_named(photo, tmp_path):
-    gnd = revisited("mini", photo)
-    (tmp_path / "mini" / "gnd_mini.json").write_text(json.dumps(gnd))
-    (tmp_path / "mini" / "jpg" / "d1.jpg").unlink()
-    with pytest.raises(InputError, match=r"1 images that are missing.*d1\.jpg"):
-        open_set(Folders(dataset=tmp_path / "mini"), PositivesConfig())
+def test_weights_must_be_those_of_the_run(run, tmp_path):
+    run.save(tmp_path / "run")
+    assert Evaluation.open(tmp_path / "run", "ab" * 32).verified is not None
+    with pytest.raises(InputError, match=r"features are of other weights \(abab.*, not 0000"):
+        Evaluation.open(tmp_path / "run", "0" * 64)
 
 
-def test_a_fingerprint_knows_the_photos_and_the_truth(places):
-    photos = open_places(places, PositivesConfig())
-    before = photos.fingerprint()
-    assert open_places(places, PositivesConfig()).fingerprint() == before
-    other = open_places(places, PositivesConfig(positive_dist_threshold=10.04))
-    assert other.fingerprint() != before
-    Image.new("RGB", (8, 8)).save(photos.database[0])
-    assert open_places(places, PositivesConfig()).fingerprint() != before
+def test_a_run_without_local_features(run, tmp_path):
+    replace(run, features=None, verified=None).save(tmp_path / "run")
+    with pytest.raises(InputError, match="without --no_rerank"):
+        Evaluation.open(tmp_path / "run").local()
+
+
+def test_features_that_are_gone(run, tmp_path):
+    run.save(tmp_path / "run")
+    for shard in run.features.store.folder.glob("shard-*"):
+        shard.unlink()
+    with pytest.raises(InputError, match=r"features .* are gone \(of 5 photos, such as query/"):
+        Evaluation.open(tmp_path / "run")
+    shutil.rmtree(run.features.store.folder)
+    with pytest.raises(InputError, match=r"local features .* are gone: run the evaluation again"):
+        Evaluation.open(tmp_path / "run")
+
+
+def test_photos_that_were_put_together_in_python(run, tmp_path):
+    replace(run, photos=replace(run.photos, source=None)).save(tmp_path / "run")
+    with pytest.raises(InputError, match="put together in Python"):
+        Evaluation.open(tmp_path / "run")
 
 
 @pytest.mark.parametrize(
-    ("breaks", "message"),
+    "change",
     [
-        (lambda folder: (folder / "database").rename(folder / "db"), "database"),
-        (lambda folder: (folder / "queries").rename(folder / "q"), "no folder queries"),
-        (lambda folder: [p.unlink() for p in (folder / "queries").iterdir()], "no images"),
-        (lambda folder: next((folder / "queries").iterdir()).rename(folder / "queries/a.png"),
-         "no coordinates"),
+        {"protocol": {}}, {"protocol": []}, {"photos": {}}, {"photos": 3}, {"features": 3},
+        {"steps": []}, {"steps": {}}, {"steps": {"global": {}}}, {"verified": {"config": {"a": 1}}},
+        {"title": None, "seconds": None, "notes": None},
     ],
 )  # fmt: skip
-def test_a_broken_data_set_is_one_clear_error(places, breaks, message):
-    breaks(places)
-    with pytest.raises(InputError, match=message) as error:
-        open_places(places, PositivesConfig())
-    assert str(places) in str(error.value)
+def test_a_result_of_another_form(run, tmp_path, change):
+    run.save(tmp_path / "run")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    (tmp_path / "run" / "result.json").write_text(json.dumps({**result, **change}))
+    with pytest.raises(InputError, match=r"result\.json: not what an evaluation writes"):
+        Evaluation.open(tmp_path / "run")
 
 
-def test_the_report_tells_figures_times_and_what_reranking_did():
-    result = {
-        "global": {"R@1": 50.0, "R@5": 75.0},
-        "reranked": {"R@1": 62.5, "R@5": 75.0},
-        "comparison": {
-            "metric": "R@1", "difference": 12.5, "interval_95": [-1.0, 20.0],
-            "helped": ["a", "b"], "hurt": ["c"], "unchanged": 5,
-        },
-        "seconds": {"re-ranking": 1.25}, "pairs": 800, "ms_per_pair": 0.5, "skipped": ["x"],
-        "thread_seconds": {"loading": 0.1, "matching": 0.2, "verification": 0.3},
-        "protocol": {"rerank": {"floor": 6.0}},
-    }  # fmt: skip
-    text = report.table(result)
-    lines = text.splitlines()
-    assert lines[0].split() == ["R@1", "R@5"]
-    assert lines[1].split() == ["global", "50.0", "75.0"]
-    assert lines[2].split() == ["reranked", "62.5", "75.0"]
-    for part in ("+12.5 [-1.0, +20.0]", "up for 2", "down for 1", "800 pairs", "SKIPPED 1"):
-        assert part in text
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "cannot be read"), ("[]", "older version"), ('{"global": {}}', "older version"),
+        ('{"version": 99}', "another version"), ("\xff", "cannot be read|older"),
+    ],
+)  # fmt: skip
+def test_a_damaged_or_older_result(run, tmp_path, content, message):
+    run.save(tmp_path / "run")
+    (tmp_path / "run" / "result.json").write_text(content)
+    with pytest.raises(InputError, match=rf"({message}).*run the evaluation again"):
+        Evaluation.open(tmp_path / "run")
 
 
-def test_without_labels_there_are_predictions_and_no_figures(places, tmp_path):
-    photos = open_places(places, PositivesConfig(), labels=False)
-    assert evaluation.score(np.zeros((3, 1), np.int64), photos.ground_truth) == {}
-    report.write_predictions(tmp_path / "p.csv", photos, np.array([[0, 1], [2, -1], [3, 4]]), 2)
-    rows = [line.split(",") for line in (tmp_path / "p.csv").read_text().splitlines()]
-    assert rows[0] == ["query", "prediction_1", "prediction_2"]
-    assert rows[2] == [photos.query_ids[1], photos.database_ids[2], ""]
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"global": np.full((2, 3), 99)},
+        {"global": np.full((2, 3), -2)},
+        {"global": np.zeros((2, 3))},
+        {"global": np.zeros((1, 3), int)},
+        {"global similarity": np.zeros((2, 5))},
+        {"reranked": np.zeros((2, 2), int)},
+        {"reranked": None},
+    ],
+)
+def test_rankings_of_something_else(run, tmp_path, change):
+    run.save(tmp_path / "run")
+    file = tmp_path / "run" / "rankings.npz"
+    arrays = {**dict(np.load(file)), **change}
+    np.savez(file, **{name: array for name, array in arrays.items() if array is not None})
+    with pytest.raises(InputError, match=r"rankings\.npz"):
+        Evaluation.open(tmp_path / "run")
 
 
-def test_strips_show_the_wrong_queries_only_if_asked(places, tmp_path):
-    photos = open_places(places, PositivesConfig())
-    ranking = np.array([[0, 1], [0, 3], [6, 7]])
-    every = looks.save_strips(tmp_path / "all", photos, ranking, 10)
-    wrong = looks.save_strips(tmp_path / "wrong", photos, ranking, 10, only_wrong=True)
-    assert [file.name for file in every] == ["0000.jpg", "0001.jpg", "0002.jpg"]
-    assert [file.name for file in wrong] == ["0001.jpg"]
+def test_what_is_missing_or_has_changed_is_said(run, tmp_path, photo):
+    run.save(tmp_path / "runs" / "one")
+    with pytest.raises(InputError, match=r"no run folder.*the runs in it: one"):
+        Evaluation.open(tmp_path / "runs")
+    file = tmp_path / "runs" / "one" / "rankings.npz"
+    data = file.read_bytes()
+    for content in (data[:-30], b""):
+        file.write_bytes(content)
+        with pytest.raises(InputError, match=r"rankings\.npz cannot be read"):
+            Evaluation.open(tmp_path / "runs" / "one")
+    file.write_bytes(data)
+    photo("set/database/@0@0@.png", (80, 80), 7)
+    with pytest.raises(InputError, match="have changed since"):
+        Evaluation.open(tmp_path / "runs" / "one")
+    shutil.rmtree(tmp_path / "set")
+    with pytest.raises(InputError, match=r"does not exist|no such folder"):
+        Evaluation.open(tmp_path / "runs" / "one")
 
 
-def test_per_query_figures_average_to_the_recall():
-    truth = {"R": Positives([np.array([0]), np.array([1]), np.array([], int)], [np.array([])] * 3)}
-    ranking = np.array([[0, 1], [0, 1], [1, 0]])
-    assert evaluation.per_query(ranking, truth).tolist() == [100, 0, 0]
-    assert evaluation.score(ranking, truth, (1,))["R@1"] == pytest.approx(100 / 3)
+def test_command_line_can_be_typed_and_a_notebook_has_none(monkeypatch):
+    main = sys.modules["__main__"]
+    monkeypatch.delattr(main, "__file__", raising=False)
+    assert evaluation.command_line() == ""
+    monkeypatch.setattr(main, "__file__", "AG/eval.py", raising=False)
+    monkeypatch.setattr("sys.argv", ["AG/eval.py", "--dataset_folder", "my photos"])
+    assert evaluation.command_line() == "python3 AG/eval.py --dataset_folder 'my photos'"
+
+
+def test_a_comparison_names_the_queries_whose_first_positive_moved():
+    old = np.array([[1, 2, 3]] * 6)
+    new = np.array([[2, 1, 3], [2, 1, 3], [1, 3, 2], [2, 1, 3], [3, 2, 1], [2, 1, 3]])
+    positives = [np.array(rows) for rows in ([2], [1], [1], [], [3, 1], [2])]
+    junk = [[]] * 5 + [[1]]  # junk has no rank, so that to pass it is nothing
+    none = np.zeros(6)
+    before, after = (Step("", ranking(rows), {}, none) for rows in (old, new))
+    result = compare(Positives(positives, junk), "R@1", before, after)
+    assert result.helped.tolist() == [0]
+    assert result.hurt.tolist() == [1]
+    assert result.unchanged.tolist() == [2, 3, 4, 5]

@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from example import attention, extract_features, finetuning, options
-from example.scales import parse_scales
+from example import attention, extract_features, finetuning
 from retrieval import checkpoint, errors
+from retrieval.commands import delf_flags
 from retrieval.data.sfm_pairs import image_path
 from retrieval.errors import InputError
-from retrieval.feature_folders import open_feature_folder
+from retrieval.evaluation import Evaluation
+from retrieval.feature_folders import find_store
 from retrieval.report import revisited_lines
-from retrieval.training import run_folder
+from retrieval.training import run_folder, trainer
 
 SHARED = (
     "--gpu-id '3' --training-dataset 'retrieval-SfM-120k' --test-datasets 'roxford5k,rparis6k' "
@@ -106,11 +107,11 @@ def only_folder(root):
     return folder
 
 
-# ---- S2's command lines
+# ---- delf_pytorch's command lines
 
 
 def test_the_long_directory_name_is_that_of_the_readme(tmp_path):
-    asked = options.read_tuning(None, ["./models", *shlex.split(SHARED)], attention=False)
+    asked = delf_flags.read_finetuning(None, ["./models", *shlex.split(SHARED)])
     assert asked.name == LONG_NAME
     assert asked.folder == Path("models") / LONG_NAME
     assert (asked.tune.loss_margin, asked.mining.neg_num, asked.tune.epochs) == (0.85, 3, 100)
@@ -124,16 +125,18 @@ def test_the_steps_find_each_other_by_that_name(tmp_path, monkeypatch):
         (tmp_path / step / LONG_NAME).mkdir(parents=True)
         (tmp_path / step / LONG_NAME / run_folder.BEST_MODEL).touch()
     line = ["./attention_models", *shlex.split(SHARED), "--param-directory", "./models"]
-    asked = options.read_tuning(None, line, attention=True)
+    asked = delf_flags.read_attention(None, line)
     assert asked.pretrained == f"models/{LONG_NAME}/best_model.pth"
-    assert asked.network.attention
+    assert asked.network.attention == "learned"
     assert not asked.train_all
-    asked = options.read_tuning(None, [*line, "--layer", "layer3", "--train-all"], attention=True)
+    asked = delf_flags.read_attention(None, [*line, "--layer", "layer3", "--train-all"])
     assert (asked.network.layer, asked.network.local_layer) == ("layer3", "layer3")
     assert asked.train_all
     assert asked.name == LONG_NAME
     line = ["./features", *shlex.split(SHARED), "--param-directory", "./attention_models"]
-    read = options.read_extraction(None, [*line, "--feature-num", "2000", "--alpha-thresh", "0"])
+    read = delf_flags.read_delf_extraction(
+        None, [*line, "--feature-num", "2000", "--alpha-thresh", "0"]
+    )
     assert read.folder == Path("features") / LONG_NAME
     assert read.pretrained == f"attention_models/{LONG_NAME}/best_model.pth"
     assert (read.local.feature_num, read.local.alpha_thresh) == (2000, 0.0)
@@ -143,7 +146,7 @@ def test_the_steps_find_each_other_by_that_name(tmp_path, monkeypatch):
 
 def test_every_setting_of_the_network_is_in_the_name():
     line = ["x", "--local-whitening", "--regional", "--whitening", "--not-pretrained"]
-    asked = options.read_tuning(None, line, attention=False)
+    asked = delf_flags.read_finetuning(None, line)
     assert asked.name == (
         "retrieval-SfM-120k_resnet101_gem_lwhiten_r_whiten_notpretrained_contrastive_m0.70_adam_"
         "lr1.0e-06_wd1.0e-06_nnum5_qsize2000_psize20000_bsize5_uevery1_imsize1024"
@@ -153,69 +156,48 @@ def test_every_setting_of_the_network_is_in_the_name():
 def test_a_gpu_that_is_not_there_means_the_cpu_with_a_warning(caplog):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    asked = options.read_tuning(None, ["x", "--gpu-id", "3"], attention=False)
-    assert asked.device == "auto"
-    assert "--gpu-id 3" in caplog.text
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
-
-
-@pytest.mark.parametrize(
-    ("text", "values"),
-    [
-        ("[1]", [1]),
-        ("[1, 1/2**(1/2), 1/2]", [1, 0.5**0.5, 0.5]),
-        ("0.5,2", [0.5, 2]),
-        ("2**-1.5", [2**-1.5]),
-    ],
-)
-def test_scales_are_read(text, values):
-    assert parse_scales("--scales", text) == pytest.approx(values)
-
-
-@pytest.mark.parametrize("text", ["", "[]", "[0]", "-1", "1/0", "x", "__import__('os')", "9**9**9"])
-def test_odd_scales_are_refused(text):
-    with pytest.raises(InputError, match="--scales"):
-        parse_scales("--scales", text)
+    asked = delf_flags.read_finetuning(None, ["x", "--gpu-id", "7"])
+    assert asked.resources.device == "auto"
+    assert "--gpu-id 7" in caplog.text
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "7"
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("--lr 0", "--lr 0"),
-        ("--batch-size 0", "--batch-size 0"),
-        ("--loss-margin -1", "--loss-margin -1"),
-        ("--arch resnet3", "--arch resnet3: expected one of"),
+        ("--batch-size 0", "--batch_size 0"),
+        ("--loss-margin -1", "--loss_margin -1"),
+        ("--arch resnet3", "--backbone resnet3: expected one of"),
         ("--pretrained imagenet --not-pretrained", "exclude each other"),
         ("--test-datasets a,a", "comes twice"),
-        ("--multiscale [x]", "--multiscale"),
-        ("--resume gone.pth", "--resume gone.pth: no such file"),
+        ("--resume gone.pth", "--resume_train gone.pth: no such file"),
     ],
 )
 def test_flags_that_cannot_be_are_refused(line, message):
     with pytest.raises(InputError, match=message):
-        options.read_tuning(None, ["x", *shlex.split(line)], attention=False)
+        delf_flags.read_finetuning(None, ["x", *shlex.split(line)])
 
 
 def test_a_missing_run_is_named_with_those_that_are_there(tmp_path):
     (tmp_path / "models" / "other_run").mkdir(parents=True)
     (tmp_path / "models" / "other_run" / run_folder.BEST_MODEL).touch()
     with pytest.raises(InputError, match=r"--param-directory is needed"):
-        options.read_tuning(None, ["x"], attention=True)
+        delf_flags.read_attention(None, ["x"])
     line = ["x", "--param-directory", str(tmp_path / "models")]
     with pytest.raises(InputError, match=r"resnet101.*has other_run"):
-        options.read_tuning(None, line, attention=True)
+        delf_flags.read_attention(None, line)
     line += ["--pretrained", "imagenet"]
     with pytest.raises(InputError, match="--param-directory and --pretrained exclude"):
-        options.read_extraction(None, line)
+        delf_flags.read_delf_extraction(None, line)
     with pytest.raises(InputError, match="nowhere: no such folder"):
-        options.read_extraction(None, ["x", "--param-directory", "nowhere"])
+        delf_flags.read_delf_extraction(None, ["x", "--param-directory", "nowhere"])
 
 
 def test_lines_are_those_of_the_readme():
-    figures = {
-        "E": {"mAP": 61.004, "mP@1": 60.0, "mP@5": 44.571, "mP@10": 35.843},
-        "M": {"mAP": 33.7, "mP@1": 100.0, "mP@5": 63.636, "mP@10": 49.636},
-    }
+    easy = {"mAP E": 61.004, "mP@1 E": 60.0, "mP@5 E": 44.571, "mP@10 E": 35.843}
+    medium = {"mAP M": 33.7, "mP@1 M": 100.0, "mP@5 M": 63.636, "mP@10 M": 49.636}
+    figures = easy | medium
     assert revisited_lines("rparis6k", figures) == [
         ">> rparis6k: mAP E: 61.0, M: 33.7",
         ">> rparis6k: mP@k[1, 5, 10] E: [60.   44.57 35.84], M: [100.    63.64  49.64]",
@@ -246,15 +228,15 @@ def test_a_resumed_training_ends_as_one_that_never_stopped(tmp_path, data, monke
     finetuning.main([parts, *flags(data, epochs=2)])
     assert_same_training(weights(whole), weights(parts))
 
-    step = finetuning.Tuner._take_step
+    step = trainer.Trainer.update
     count = iter(range(100))
 
-    def interrupted(tuner):
-        step(tuner)
+    def interrupted(self, *optimizers):
+        step(self, *optimizers)
         if next(count) == 2:  # after the first step of the second epoch
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(finetuning.Tuner, "_take_step", interrupted)
+    monkeypatch.setattr(trainer.Trainer, "update", interrupted)
     with pytest.raises(errors.Stopped):
         finetuning.main([killed, *flags(data, epochs=2)])
     state = weights(killed)
@@ -271,8 +253,7 @@ def test_tuples_of_one_batch_share_a_step(tmp_path, data):
     """The gradient of a batch is the sum over its tuples, whatever their photos' sizes."""
     folder = str(tmp_path / "models")
     line = flags(data, epochs=1, batch_size=4, optimizer="sgd", precision="fp32", lr="1e-3")
-    asked = options.read_tuning(None, [folder, *line], attention=False)
-    finetuning.tune(asked)
+    finetuning.main([folder, *line])
     trained = weights(folder)["model"]["pool.p"]
     line = flags(data, epochs=1, batch_size=2, update_every=2, optimizer="sgd", precision="fp32")
     other = str(tmp_path / "other")
@@ -311,7 +292,7 @@ def chain(tmp_path_factory, data):
     """What the commands write and print, as their own processes, up to the tree's."""
     root = tmp_path_factory.mktemp("chain")
     line = flags(data, epochs=1, test_freq=1, gpu_id=3, test_whiten="retrieval-SfM-120k")
-    name = options.read_tuning(None, ["x", *line], attention=False).name
+    name = delf_flags.read_finetuning(None, ["x", *line]).name
     tree = f"./trees --root-directory ./features/{name} --test-datasets {TEST} --tree-height 2"
     steps = {
         "example.finetuning": ["./models", *line],
@@ -346,21 +327,22 @@ def test_the_chain_prints_what_the_readme_prints(chain):
 
 def test_the_chain_leaves_figures_with_their_protocol(chain):
     root, _ = chain
-    result = json.loads((only_folder(root / "models") / "result.json").read_text())
-    assert result["epoch"] == 1
-    assert set(result["figures"][TEST]) == {"E", "M", "H"}
-    stamp = result["protocol"][TEST]
-    assert stamp["num_database"] == 8
-    assert stamp["extraction"]["size"] == 1024
-    assert len(stamp["weights_sha256"]) == 64
+    run = Evaluation.open(only_folder(root / "models") / "test" / TEST)
+    assert [step.name for step in run.steps] == ["global", "whitened"]
+    assert {"mAP E", "mAP M", "mAP H"} <= run.first.figures.keys()
+    assert run.protocol.settings["epoch"] == 1
+    assert run.protocol.num_database == 8
+    assert run.protocol.settings["extraction"]["size"] == 1024
+    assert len(run.protocol.settings["weights_sha256"]) == 64
 
 
 def test_the_tree_searches_the_extracted_features(chain):
     root, printed = chain
     assert f">> {TEST}: mAP E: " in printed["voc_tree.main"]
     assert f">> {TEST}: mP@k[1, 5, 10] E: [" in (root / "tree.txt").read_text()
-    settings = json.loads((root / "trees" / "result.json").read_text())[TEST]["protocol"]
-    assert settings["features"]["extraction"]["max_features"] == 30
+    settings = Evaluation.open(root / "trees" / TEST).protocol.settings
+    assert settings["features"]["extractor"] == "delf"
+    assert settings["features"]["settings"]["max_features"] == 30
 
 
 def test_the_attention_leaves_the_network_as_it_was(chain):
@@ -376,10 +358,10 @@ def test_the_attention_leaves_the_network_as_it_was(chain):
 def test_the_features_lie_where_the_tree_looks(chain):
     root, _ = chain
     folder = only_folder(root / "features")
-    found = open_feature_folder(folder, TEST)
-    names = [f"database/photo{i}" for i in range(8)] + ["query/asked0", "query/asked1"]
-    assert found.store.ids() == sorted(names)
-    photo, query = found.store["database/photo0"], found.store["query/asked0"]
+    store = find_store(folder / TEST)
+    names = [f"database/photo{i}.jpg" for i in range(8)] + ["query/asked0.jpg", "query/asked1.jpg"]
+    assert store.names() == sorted(names)
+    photo, query = store["database/photo0.jpg"], store["query/asked0.jpg"]
     assert 0 < len(photo) <= 30
     assert photo.descriptors.shape[1] == 512
     assert np.all(np.diff(photo.scores) <= 0)
@@ -395,14 +377,14 @@ def test_features_of_another_layer_or_without_attention(chain, data):
     line = [str(root / "more"), *flags(data, epochs=1, scales="1", feature_num=100)]
     line += ["--param-directory", str(root / "attention_models")]
     extract_features.main([*line, "--layer", "layer3"])
-    found = open_feature_folder(only_folder(root / "more"), TEST)
-    assert found.store["database/photo0"].descriptors.shape == (12, 256)  # 4 x 3 cells
+    store = find_store(only_folder(root / "more") / TEST)
+    assert store["database/photo0.jpg"].descriptors.shape == (12, 256)  # 4 x 3 cells
     line[-1] = str(root / "models")
     with pytest.raises(InputError, match=r"no attention.*--attention norm"):
         extract_features.main(line)
     extract_features.main([*line, "--attention", "norm"])
-    found = open_feature_folder(only_folder(root / "more"), TEST)
-    assert found.store["database/photo0"].descriptors.shape == (4, 512)
+    store = find_store(only_folder(root / "more") / TEST)
+    assert store["database/photo0.jpg"].descriptors.shape == (4, 512)
 
 
 def test_features_of_a_frozen_network_projected(data, tmp_path):
@@ -410,9 +392,10 @@ def test_features_of_a_frozen_network_projected(data, tmp_path):
     line += ["--pretrained", "none", "--pca-photos", str(data / "test" / TEST), "--pca-dim", "7"]
     line.remove("--not-pretrained")
     extract_features.main(line)
-    found = open_feature_folder(only_folder(tmp_path), TEST)
-    assert found.store["database/photo0"].descriptors.shape == (12, 7)
-    assert found.settings["projection"]["pca_dim"] == "7"
+    store = find_store(only_folder(tmp_path) / TEST)
+    assert store["database/photo0.jpg"].descriptors.shape == (12, 7)
+    assert store.dimensions == 7
+    assert store.made_by.settings["projection"]
     with pytest.raises(InputError, match="its last map are not known; use --layer layer3"):
         extract_features.main([*line, "--arch", "vgg16", "--layer", "layer4"])
 
@@ -421,8 +404,8 @@ def test_no_feature_above_an_impossible_attention(chain, data):
     root, _ = chain
     line = [str(root / "none"), *flags(data, epochs=1, scales="1", alpha_thresh=1e9)]
     extract_features.main([*line, "--param-directory", str(root / "attention_models")])
-    found = open_feature_folder(only_folder(root / "none"), TEST)
-    assert len(found.store["database/photo0"]) == 0
+    store = find_store(only_folder(root / "none") / TEST)
+    assert len(store["database/photo0.jpg"]) == 0
 
 
 # ---- bad data
@@ -457,10 +440,11 @@ def test_a_broken_photo_is_named(tmp_path, data):
 
 def test_a_folder_in_use_is_left_alone(tmp_path, data):
     line = ["--data-root", str(data), "--test-datasets", "", *flags(data)]
-    asked = options.read_tuning(None, [str(tmp_path / "m"), *line], attention=False)
+    line.insert(0, str(tmp_path / "m"))
+    asked = delf_flags.read_finetuning(None, line)
     busy = run_folder.RunFolder(asked.folder, {})
     with pytest.raises(InputError, match="another process is training there"):
-        finetuning.tune(asked)
+        finetuning.main(line)
     busy.close()
 
 

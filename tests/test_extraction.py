@@ -3,10 +3,12 @@ import pytest
 import torch
 from PIL import Image
 
-from retrieval import extraction
+from retrieval import extraction, progress
 from retrieval.configs.describe import DelgConfig, ExtractConfig
+from retrieval.configs.run import Resources
+from retrieval.data.photo_sets import Photo, as_photos
 from retrieval.errors import InputError
-from retrieval.features import FeatureStore
+from retrieval.features import FeatureStore, MadeBy
 from retrieval.networks.delg import Delg
 from retrieval.whitening import Projection
 
@@ -19,29 +21,40 @@ def model():
 
 
 def config(**fields):
-    return ExtractConfig(**{"num_workers": 0, "precision": "fp32", **fields})
+    return ExtractConfig(**{"precision": "fp32", **fields})
+
+
+HERE = Resources(num_workers=0)
+
+
+def describe(model, paths, setting, resources=HERE):
+    return extraction.global_descriptors(model, as_photos(paths), setting, resources)
+
+
+def one_batch(path, setting, box=None):
+    return next(iter(extraction.load_batches([Photo(path, "a", box)], setting, HERE)))
 
 
 def test_rows_follow_the_paths_whatever_the_sizes_and_batches(model, photo):
     sizes = [(64, 48), (96, 64), (64, 48), (48, 64), (96, 64)]
     paths = [photo(f"{i}.png", size, i) for i, size in enumerate(sizes)]
-    together = extraction.global_descriptors(model, paths, config(infer_batch_size=2))
+    together = describe(model, paths, config(), Resources(num_workers=0, infer_batch_size=2))
     for row, path in enumerate(paths):
-        alone = extraction.global_descriptors(model, [path], config())
+        alone = describe(model, [path], config())
         np.testing.assert_allclose(together[row], alone[0], atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
 
 
 def test_workers_change_nothing(model, photo):
     paths = [photo(f"{i}.png", seed=i) for i in range(3)]
-    alone = extraction.global_descriptors(model, paths, config())
-    shared = extraction.global_descriptors(model, paths, config(num_workers=2))
+    alone = describe(model, paths, config())
+    shared = describe(model, paths, config(), Resources(num_workers=2))
     np.testing.assert_array_equal(alone, shared)
 
 
 def test_several_scales_are_averaged_and_normalised(model, photo):
     path = photo("a.png", (96, 64))
-    found = extraction.global_descriptors(model, [path], config(scales=(0.5, 1.0)))[0]
+    found = describe(model, [path], config(scales=(0.5, 1.0)))[0]
     pixels = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)[None].float() / 255
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     pixels = (pixels - mean[:, None, None]) / std[:, None, None]
@@ -79,7 +92,7 @@ def test_the_keypoint_of_a_planted_patch_lies_on_it_at_every_scale(model, tmp_pa
     image[y - side // 2 : y - side // 2 + side, x - side // 2 : x - side // 2 + side] = patch
     path = tmp_path / "patch.png"
     Image.fromarray(image).save(path)
-    batch = next(iter(extraction.load_batches([path], config())))
+    batch = one_batch(path, config())
     with torch.no_grad():
         (found,) = extraction.local_features_of_batch(
             model, batch, config(local_scales=(scale,), max_features=400)
@@ -96,8 +109,8 @@ def test_the_keypoint_of_a_planted_patch_lies_on_it_at_every_scale(model, tmp_pa
 def test_keypoints_of_a_cropped_query_are_pixels_of_the_whole_image(model, photo):
     path = photo("a.png", (320, 256))
     setting = config(max_features=10_000)
-    whole = next(iter(extraction.load_batches([path], setting)))
-    crop = next(iter(extraction.load_batches([path], setting, [(64, 32, 320, 256)])))
+    whole = one_batch(path, setting)
+    crop = one_batch(path, setting, (64, 32, 320, 256))
     with torch.no_grad():
         (all_,) = extraction.local_features_of_batch(model, whole, setting)
         (part,) = extraction.local_features_of_batch(model, crop, setting)
@@ -108,7 +121,7 @@ def test_keypoints_of_a_cropped_query_are_pixels_of_the_whole_image(model, photo
 
 
 def test_the_strongest_features_come_first_and_weak_ones_are_dropped(model, photo):
-    batch = next(iter(extraction.load_batches([photo("a.png", (128, 128))], config())))
+    batch = one_batch(photo("a.png", (128, 128)), config())
     with torch.no_grad():
         (found,) = extraction.local_features_of_batch(model, batch, config())
         least = float(np.median(found.scores))
@@ -121,7 +134,7 @@ def test_the_strongest_features_come_first_and_weak_ones_are_dropped(model, phot
 def test_a_projection_is_applied_and_leaves_unit_norm(model, photo):
     matrix = np.random.default_rng(0).normal(size=(256, 8)).astype(np.float32)
     projection = Projection(np.full(256, 0.01, np.float32), matrix)
-    batch = next(iter(extraction.load_batches([photo("a.png")], config())))
+    batch = one_batch(photo("a.png"), config())
     with torch.no_grad():
         (plain,) = extraction.local_features_of_batch(model, batch, config())
         (found,) = extraction.local_features_of_batch(model, batch, config(), projection)
@@ -131,26 +144,24 @@ def test_a_projection_is_applied_and_leaves_unit_norm(model, photo):
 
 
 def test_features_in_the_store_are_not_extracted_again(model, photo, tmp_path):
-    paths = [photo(f"{i}.png", seed=i) for i in range(3)]
-    store = FeatureStore.open(tmp_path / "store", {"test": 1})
-    done: list[int] = []
-    extraction.extract_local_features(model, paths[:1], ["0"], store, config())
-    paths[0].unlink()  # it must not be read again
-    extraction.extract_local_features(
-        model, paths, ["0", "1", "2"], store, config(), progress=done.append
-    )
-    assert store.ids() == ["0", "1", "2"]
-    assert sum(done) == 3
+    photos = as_photos([photo(f"{i}.png", seed=i) for i in range(3)])
+    store = FeatureStore.open(tmp_path / "store", MadeBy("test", {}, {}))
+    extraction.extract_local_features(model, photos[:1], store, config(), None, HERE)
+    photos[0].path.unlink()  # it must not be read again
+    with progress.bar("all", 3):
+        bar = progress._open[-1]
+        extraction.extract_local_features(model, photos, store, config(), None, HERE)
+    assert store.names() == [each.name for each in photos]
+    assert bar.done == 3
 
 
-def test_broken_images_end_the_run_or_are_listed(model, photo, tmp_path):
+def test_broken_photos_end_the_run_or_are_left_out_with_a_warning(model, photo, caplog):
     paths = [photo(f"{i}.jpg", seed=i) for i in range(3)]
     paths[1].write_bytes(paths[1].read_bytes()[:-300])  # the header is sound, the pixels are cut
     with pytest.raises(InputError, match=r"1\.jpg") as raised:
-        extraction.global_descriptors(model, paths, config())
+        describe(model, paths, config())
     assert "--skip_bad_images" in str(raised.value)
-    skipped: list[str] = []
-    found = extraction.global_descriptors(model, paths, config(), skipped=skipped)
-    assert len(skipped) == 1
-    assert "1.jpg" in skipped[0]
+    found = describe(model, paths, config(skip_bad_images=True))
     assert found.any(axis=1).tolist() == [True, False, True]
+    (said,) = caplog.messages
+    assert "1.jpg" in said

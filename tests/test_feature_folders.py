@@ -1,4 +1,4 @@
-"""Where features and their test set are found, and what is said when they are not."""
+"""Where features and their photo set are found, and what is said when they are not."""
 
 import json
 
@@ -6,67 +6,116 @@ import numpy as np
 import pytest
 
 from retrieval import feature_folders
+from retrieval.data.photo_sets import open_revisited
 from retrieval.errors import InputError
+from retrieval.feature_folders import (
+    check_complete,
+    check_same_photos,
+    features_of_set,
+    find_store,
+    made_from,
+    open_features,
+    point_to,
+)
 from retrieval.features import FeatureStore, LocalFeatures
 
-FEATURES = LocalFeatures(np.zeros((2, 2)), np.ones((2, 4)), np.ones(2), (8, 8))
+GND = {"easy": [0], "hard": [], "junk": [], "bbx": [0, 0, 8, 8]}
+
+
+def features(seed):
+    vectors = np.random.default_rng(seed).normal(size=(2, 4))
+    return LocalFeatures(np.zeros((2, 2)), vectors, np.ones(2), (8, 8))
 
 
 @pytest.fixture
-def data(tmp_path):
-    for place in ("test/one", "two"):
-        (tmp_path / "data" / place / "jpg").mkdir(parents=True)
-        (tmp_path / "data" / place / f"gnd_{place[-3:]}.json").write_text("{}")
-    return tmp_path / "data"
+def photos(photo, tmp_path):
+    """A revisited set of two queries with one photo and two database photos."""
+    for name in ("q", "a", "b"):
+        photo(f"data/test/one/jpg/{name}.jpg", (8, 8))
+    gnd = {"imlist": ["a", "b"], "qimlist": ["q", "q"], "gnd": [GND, GND]}
+    (tmp_path / "data/test/one/gnd_one.json").write_text(json.dumps(gnd))
+    return open_revisited(tmp_path / "data/test/one")
 
 
 @pytest.fixture
-def root(tmp_path, data):
+def root(tmp_path, photos):
+    """A folder of features of that set."""
     root = tmp_path / "features" / "sift"
-    store = FeatureStore.open(root / "one", {"a": 1})
+    store = FeatureStore.open(root / "one", made_from(photos, "sift", {"feature_num": 2}))
     with store.writer() as writer:
-        writer.put("query/x", FEATURES)
-    folder = feature_folders.find_test_set(data, "one")
-    feature_folders.write_feature_folder(root, "one", store, folder, {"a": 1})
+        for seed, each in enumerate([*photos.query_photos, *photos.database_photos]):
+            writer.put(each.name, features(seed))
+    point_to(store)
     return root
 
 
-def test_both_layouts_of_test_sets_are_found(data):
-    assert feature_folders.find_test_set(data, "one") == data / "test" / "one"
-    assert feature_folders.find_test_set(data, "two") == data / "two"
-    with pytest.raises(InputError, match=r"no test set 'three'.*are one, two"):
-        feature_folders.find_test_set(data, "three")
-    with pytest.raises(InputError, match="there is nothing"):
-        feature_folders.find_test_set(data / "none", "one")
+def test_what_is_written_is_read(root, photos):
+    opened, found = open_features(root, "one")
+    assert opened.fingerprint() == photos.fingerprint()
+    assert found.store.made_by.extractor == "sift"
+    assert found.store.made_by.settings == {"feature_num": 2}
+    assert found.store.dimensions == 4
+    check_complete(found)
+    assert len(found.queries) == len(found.database) == 2
+    expected = features(1).descriptors.astype(np.float16)
+    np.testing.assert_array_equal(found.queries[1].descriptors, expected)
+    assert [len(each) for each in found.database[1:]] == [2]
 
 
-def test_what_is_written_is_read(root, data):
-    folder = feature_folders.open_feature_folder(root, "one")
-    assert folder.store.ids() == ["query/x"]
-    assert folder.gnd == (data / "test/one/gnd_one.json").resolve()
-    assert folder.settings == {"a": 1}
+def test_a_photo_searched_with_two_boxes_has_two_names(photos):
+    assert [each.name for each in photos.query_photos] == ["query/q.jpg", "query/q.jpg#2"]
 
 
-def test_ids_have_no_extension():
-    assert feature_folders.query_ids(["a.jpg", "b.c"]) == ["query/a", "query/b.c"]
-    assert feature_folders.database_ids(["a"]) == ["database/a"]
+def test_a_store_is_found_by_itself_and_by_its_pointer(root):
+    store = find_store(root / "one")
+    assert find_store(store.folder).folder == store.folder
+    photos, found = open_features(store.folder)
+    assert photos.name == "one"
+    assert len(found.database[0]) == 2
+    with pytest.raises(InputError, match=r"holds no local features.*there are one"):
+        find_store(root)
 
 
-def test_a_photo_searched_with_two_boxes_has_two_ids():
-    assert feature_folders.query_ids(["a", "b", "a.jpg"]) == ["query/a", "query/b", "query/a#2"]
+def test_the_photos_may_have_gone(root, photos):
+    for path in photos.queries:
+        path.unlink(missing_ok=True)
+    opened, _ = open_features(root, "one")
+    assert len(opened.queries) == 2
 
 
 def test_missing_features_are_told_with_what_is_there(root):
     with pytest.raises(InputError, match="no features of 'two'; there are one"):
-        feature_folders.open_feature_folder(root, "two")
+        open_features(root, "two")
     with pytest.raises(InputError, match=r"no such folder.*there are sift"):
-        feature_folders.open_feature_folder(root.parent / "sft", "one")
+        open_features(root.parent / "sft", "one")
 
 
-def test_missing_ground_truth(root, data):
-    (data / "test/one/gnd_one.json").unlink()
-    with pytest.raises(InputError, match=r"no ground truth.*there are jpg"):
-        feature_folders.open_feature_folder(root, "one")
+def test_a_photo_without_features_is_empty_or_an_error(root, photos):
+    settings = made_from(photos, "sift", {"other": 1})
+    store = FeatureStore.open(root / "one", settings)
+    with store.writer() as writer:
+        writer.put("query/q.jpg", features(0))
+    found = features_of_set(photos, store)
+    assert len(found.queries[0]) == 2
+    assert len(found.queries[1]) == len(found.database[0]) == 0
+    assert found.database.missing([1]) == ["database/b.jpg"]
+    with pytest.raises(InputError, match=r"no features of 3 of 4 photos \(the first is query/q"):
+        check_complete(found)
+
+
+def test_features_of_other_photos_are_refused(root, photos, photo):
+    store = find_store(root / "one")
+    check_same_photos(photos, store)
+    photo("data/test/one/jpg/a.jpg", (16, 8), seed=5)
+    changed = open_revisited(photos.folder.parent)
+    with pytest.raises(InputError, match=r"features of other photos \(.*one\), or .* changed"):
+        check_same_photos(changed, store)
+
+
+def test_missing_ground_truth(root, photos):
+    (photos.folder.parent / "gnd_one.json").unlink()
+    with pytest.raises(InputError, match="queries"):
+        open_features(root, "one")
 
 
 def test_a_damaged_file(root):
@@ -74,13 +123,12 @@ def test_a_damaged_file(root):
     content = json.loads(path.read_text())
     path.write_text("{")
     with pytest.raises(InputError, match="damaged"):
-        feature_folders.open_feature_folder(root, "one")
+        open_features(root, "one")
     path.write_text(json.dumps(content | {"store": "gone"}))
     with pytest.raises(InputError, match="gone, which is missing"):
-        feature_folders.open_feature_folder(root, "one")
+        open_features(root, "one")
 
 
-def test_a_store_of_another_folder_is_refused(root, data):
-    store = FeatureStore.open(root / "two", {"a": 1})
-    with pytest.raises(ValueError, match="not opened in"):
-        feature_folders.write_feature_folder(root, "one", store, data / "two", {})
+def test_a_source_survives_json(photos):
+    told = json.loads(json.dumps(feature_folders.source_as_json(photos.source)))
+    assert feature_folders.source_from_json(told) == photos.source

@@ -6,15 +6,16 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from retrieval.errors import InputError
-from retrieval.features import FeatureStore, LocalFeatures
+from retrieval.features import FeatureStore, LocalFeatures, MadeBy
 
-KEY = {"weights": "0123", "scales": [1.0, 0.5], "top_k": 100}
+KEY = MadeBy("test", {"weights": "0123", "scales": [1.0, 0.5]}, {"fingerprint": "abc"})
 
 
 def local_features(seed, n=None, d=8, scales=False):
@@ -68,12 +69,12 @@ def test_the_strongest_features_are_the_first():
 def test_what_is_put_is_found_again(tmp_path, images_per_shard):
     put = {f"query/ä b {i}.jpg": local_features(i) for i in range(11)}
     store = FeatureStore.open(tmp_path, KEY)
-    assert store.ids() == []
+    assert store.names() == []
     with store.writer(images_per_shard) as writer:
         for name, features in put.items():
             writer.put(name, features)
     for each in (store, FeatureStore.open(tmp_path, KEY)):
-        assert each.ids() == sorted(put)
+        assert each.names() == sorted(put)
         assert len(each) == 11
         assert "other" not in each
         for name, features in put.items():
@@ -83,29 +84,49 @@ def test_what_is_put_is_found_again(tmp_path, images_per_shard):
         store["other"]
 
 
-def test_images_without_features_and_of_other_widths(tmp_path):
+def test_images_without_features_and_with_other_fields(tmp_path):
     put = {
         "none": local_features(0, n=0),
         "alone": local_features(1, n=0, d=0),
-        "narrow": local_features(2, d=4),
-        "scaled": local_features(3, d=4, scales=True),
+        "plain": local_features(2, n=3, d=4),
+        "scaled": local_features(3, n=3, d=4, scales=True),
     }
     store = FeatureStore.open(tmp_path, KEY)
+    assert store.dimensions is None
     with store.writer() as writer:
         for name, features in put.items():
             writer.put(name, features)
+    again = FeatureStore.open(tmp_path, KEY)
+    assert again.dimensions == 4
     for name, features in put.items():
-        assert_kept(FeatureStore.open(tmp_path, KEY)[name], features)
+        assert_kept(again[name], features)
+    with (
+        again.writer() as writer,
+        pytest.raises(InputError, match=r"wide: descriptors of 9 dimensions, but .* have 4"),
+    ):
+        writer.put("wide", local_features(4, n=3, d=9))
 
 
-def test_each_key_has_its_folder(tmp_path):
-    first, second = FeatureStore.open(tmp_path, KEY), FeatureStore.open(tmp_path, {"top_k": 1})
+def test_each_way_of_making_has_its_folder(tmp_path):
+    other = replace(KEY, extractor="other")
+    first, second = FeatureStore.open(tmp_path, KEY), FeatureStore.open(tmp_path, other)
     with first.writer() as writer:
         writer.put("a", local_features(0))
-    assert second.ids() == FeatureStore.open(tmp_path, {"top_k": 1}).ids() == []
-    assert json.loads((first.folder / "manifest.json").read_text())["key"] == KEY
-    reordered = dict(reversed(KEY.items()))
-    assert FeatureStore.open(tmp_path, reordered).ids() == ["a"]
+    assert second.names() == FeatureStore.open(tmp_path, other).names() == []
+    assert FeatureStore(first.folder).made_by == KEY
+    reordered = replace(KEY, settings=dict(reversed(KEY.settings.items())))
+    assert FeatureStore.open(tmp_path, reordered).names() == ["a"]
+
+
+def test_a_store_of_another_version_and_a_folder_that_is_none(tmp_path):
+    store = FeatureStore.open(tmp_path, KEY)
+    manifest = store.folder / "manifest.json"
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({"format": 1, "key": content["settings"]}))
+    with pytest.raises(InputError, match=r"of another version \(1, not 2\).* extract .* again"):
+        FeatureStore(store.folder)
+    with pytest.raises(InputError, match=r"is no feature store: it has no manifest\.json"):
+        FeatureStore(tmp_path)
 
 
 def test_an_image_is_put_once(tmp_path):
@@ -140,7 +161,7 @@ def test_what_was_put_before_an_error_is_kept(tmp_path):
 
     with pytest.raises(ZeroDivisionError):
         extract()
-    assert FeatureStore.open(tmp_path, KEY).ids() == ["a"]
+    assert FeatureStore.open(tmp_path, KEY).names() == ["a"]
 
 
 def test_a_later_change_of_the_array_does_not_reach_the_store(tmp_path):
@@ -159,7 +180,7 @@ def test_many_threads_read_and_write(tmp_path, monkeypatch):
     names = [str(i) for i in range(120)]
     with store.writer(7) as writer, ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda name: writer.put(name, local_features(int(name))), names))
-    assert store.ids() == sorted(names)
+    assert store.names() == sorted(names)
     order = names * 5
     random.Random(0).shuffle(order)
     with ThreadPoolExecutor(8) as pool:
@@ -184,7 +205,7 @@ def test_missing_and_damaged_files_are_named_with_the_remedy(tmp_path):
     ):
         FeatureStore.open(tmp_path / "missing", KEY)
     with pytest.raises(InputError, match=r"shard-\w+\.safetensors .* delete"):
-        [missing[name] for name in missing.ids()]
+        [missing[name] for name in missing.names()]
 
     cut = shards(filled(tmp_path / "cut"))[0]
     cut.write_bytes(cut.read_bytes()[:-5])
@@ -195,7 +216,7 @@ def test_missing_and_damaged_files_are_named_with_the_remedy(tmp_path):
     header.write_bytes(b"\xff" * 16 + header.read_bytes()[16:])
     store = FeatureStore.open(tmp_path / "header", KEY)
     with pytest.raises(InputError, match=r"shard-\w+\.safetensors .* delete"):
-        [store[name] for name in store.ids()]
+        [store[name] for name in store.names()]
 
     table = shards(filled(tmp_path / "table"))[0].with_suffix(".json")
     table.write_text("{")
@@ -217,7 +238,7 @@ def test_the_remedy_works(tmp_path):
     again = FeatureStore.open(tmp_path, KEY)
     assert len(again) == 2
     with again.writer() as writer:
-        for name in set("0123") - set(again.ids()):
+        for name in set("0123") - set(again.names()):
             writer.put(name, local_features(int(name), n=9))
     for name in "0123":
         assert_kept(FeatureStore.open(tmp_path, KEY)[name], local_features(int(name), n=9))
@@ -232,10 +253,11 @@ def test_leftovers_of_a_killed_writer_do_not_count(tmp_path):
 
 WRITER = """
 import sys
+from pathlib import Path
 from test_features import KEY, local_features
 from retrieval.features import FeatureStore
 folder, first, last, step = sys.argv[1], *map(int, sys.argv[2:])
-store = FeatureStore.open(folder, KEY)
+store = FeatureStore.open(Path(folder), KEY)
 with store.writer(5) as writer:
     for i in range(first, last, step):
         if str(i) not in store:  # another process may have been faster
@@ -267,9 +289,9 @@ def test_a_killed_writer_leaves_all_whole_shards(tmp_path):
         store = FeatureStore.open(tmp_path, KEY)
         known = len(list(tmp_path.glob("*/shard-*.json")))
         assert len(store) == 5 * known
-        mine = [int(name) for name in store.ids() if int(name) // 1_000_000 == attempt]
+        mine = [int(name) for name in store.names() if int(name) // 1_000_000 == attempt]
         assert sorted(mine) == list(range(attempt * 1_000_000, attempt * 1_000_000 + len(mine)))
-        for name in store.ids():
+        for name in store.names():
             assert_kept(store[name], local_features(int(name), n=400, d=64))
 
 
@@ -278,6 +300,6 @@ def test_several_processes_write_to_one_store(tmp_path):
     processes = [start_writer(tmp_path, *span) for span in spans]
     assert [process.wait(timeout=60) for process in processes] == [0, 0, 0]
     store = FeatureStore.open(tmp_path, KEY)
-    assert store.ids() == sorted(map(str, range(60)))
-    for name in store.ids():
+    assert store.names() == sorted(map(str, range(60)))
+    for name in store.names():
         assert_kept(store[name], local_features(int(name), n=400, d=64))

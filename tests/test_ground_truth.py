@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from retrieval import metrics
-from retrieval.data import ground_truth, places, positives
+from retrieval.data import ground_truth, images, places, positives
 from retrieval.errors import InputError
 
 
@@ -70,9 +70,9 @@ def test_by_distance_needs_headings_for_an_angle():
 
 def test_by_distance_gives_the_campus_file():
     folder = data_folder("campus")
-    query_paths, *query = places.read_split(folder / "queries")
-    database_paths, *database = places.read_split(folder / "database")
-    names = [path.name for path in query_paths], [path.name for path in database_paths]
+    paths = [images.list_images(folder / split) for split in ("queries", "database")]
+    query, database = map(places.positions, paths)
+    names = [[path.name for path in split] for split in paths]
     by_file = positives.from_file(folder / "positives.csv", *names)
     computed = positives.by_distance(query[0], database[0], 25, query[1], database[1], 45)
     assert as_lists(by_file.positives) == as_lists(computed.positives)

@@ -1,20 +1,26 @@
+import base64
+import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+from tests.made_up import evaluation_of, set_features
 
 from retrieval import metrics
 from retrieval.configs.rank import RerankConfig
 from retrieval.data.photo_sets import PhotoSet
 from retrieval.data.positives import Positives
-from retrieval.drawing import figures, thumbnails
-from retrieval.drawing.html_report import charts, gallery, pictures
-from retrieval.drawing.html_report.content import ReportContent, outcomes
+from retrieval.drawing import palette
+from retrieval.drawing.html_report import charts, gallery
+from retrieval.drawing.html_report.outcomes import outcomes
 from retrieval.drawing.html_report.page import render, stamp, table, write_report
-from retrieval.evaluation import LocalSource, score
+from retrieval.evaluation import Evaluation
 from retrieval.features import LocalFeatures
+from retrieval.search import Ranking
 
 NOTHING = LocalFeatures(
     np.empty((0, 2), np.float32), np.empty((0, 8), np.float32), np.empty(0, np.float32), (1, 1)
@@ -52,21 +58,17 @@ def four(photo, tmp_path):
     )
     before = np.array([[1, 0, 2, 3, 4], [1, 0, 2, 3, 4], [2, 1, 0, 3, 4], [3, 0, 1, 2, 4]])
     after = np.array([[0, 1, 2, 3, 4], [2, 3, 0, 4, 1], [2, 1, 0, 3, 4], [3, 0, 1, 2, 4]])
-    return content_of(photos, {"global": before, "reranked": after})
+    return run_of(photos, {"global": before, "reranked": after})
 
 
-def content_of(photos: PhotoSet, rankings: dict, **more) -> ReportContent:
-    local = LocalSource(features, features)
-    figures = {step: score(ranking, photos.ground_truth) for step, ranking in rankings.items()}
-    figures = figures if photos.ground_truth else {}
+def run_of(photos: PhotoSet, rankings: dict, **more) -> Evaluation:
     given = {
         "seconds": {"global descriptors": 3.0, "re-ranking": 1.5},
-        "protocol": {"weights": "none", "rerank": {"floor": 3, "scales": [1.0, 2.0]}, "seed": None},
+        "settings": {"weights": "none", "rerank": {"floor": 3, "scales": [1.0, 2.0]}, "seed": None},
         "num_inliers": np.arange(2 * len(photos.queries)).reshape(-1, 2),
-        "local": local,
-        "rerank": RerankConfig(),
+        "features": set_features(features, features, photos),
     }
-    return ReportContent("a title", photos, rankings, figures, **{**given, **more})
+    return evaluation_of(photos, rankings, **{**given, **more})
 
 
 class Page(HTMLParser):
@@ -95,8 +97,8 @@ class Page(HTMLParser):
         return re.sub(r"\s+", " ", self.text)
 
 
-def page_of(content: ReportContent, most: int = 50) -> Page:
-    return Page(render(content, most))
+def page_of(run: Evaluation, most: int = 50) -> Page:
+    return Page(render(run, most))
 
 
 def card_ids(page: Page) -> list[str]:
@@ -143,18 +145,19 @@ def test_cards_say_ranks_marks_and_inliers(four):
     assert cards[1].missed is None
     assert cards[2].notes == ["no positives in the database: counts as a miss"]
     assert [picture.label for picture in cards[0].pictures] == ["attention", "matches"]
-    assert "30 inliers (blue) of 30 matches" in cards[0].pictures[1].caption
+    caption = cards[0].pictures[1].caption
+    assert "30 inliers of 30 matches (affine, within 15 px); inliers blue" in caption
 
 
 def test_a_positive_that_is_not_shown_is_added(four):
     rankings = {step: ranking[:, [3, 4]] for step, ranking in four.rankings.items()}
-    (card,) = gallery.cards(content_of(four.photos, rankings), None, np.array([0]))
+    (card,) = gallery.cards(run_of(four.photos, rankings), None, np.array([0]))
     assert card.missed is not None
     assert (card.missed.name, card.missed.rank) == ("database/@0@3@d0.png", None)
 
 
 def test_one_step_has_no_old_ranks_and_no_filters_for_them(four):
-    page = page_of(content_of(four.photos, {"global": four.last}))
+    page = page_of(run_of(four.photos, {"global": four.last.ranking.rows}))
     assert [button["data-filter"] for button in page.all("button") if "data-filter" in button] == [
         "all", "wrong", "right",
     ]  # fmt: skip
@@ -187,8 +190,8 @@ def test_nothing_is_fetched_from_elsewhere(four):
     assert "@import" not in style
     (policy,) = page.all("meta", **{"http-equiv": "Content-Security-Policy"})
     assert policy["content"].startswith("default-src 'none'")
-    assert figures.RIGHT in style
-    assert figures.WRONG in style
+    assert palette.RIGHT in style
+    assert palette.WRONG in style
 
 
 def test_hostile_names_stay_text(photo, tmp_path):
@@ -196,7 +199,7 @@ def test_hostile_names_stay_text(photo, tmp_path):
     hostile = "<script>alert(1)\"'&<img src=x onerror=y>.png"
     photos = PhotoSet(tmp_path, [photo(hostile)], [photo(f"d{hostile}")])
     ranking = {"global": np.array([[0]])}
-    content = content_of(photos, ranking, notes=[hostile], protocol={hostile: {hostile: hostile}})
+    content = run_of(photos, ranking, notes=[hostile], settings={hostile: {hostile: hostile}})
     page = page_of(content)
     assert len(page.all("script")) == 1
     assert not page.all("img", src="x")
@@ -207,15 +210,15 @@ def test_hostile_names_stay_text(photo, tmp_path):
 def test_names_that_are_no_utf_8_can_be_written(photo, tmp_path):
     photos = PhotoSet(tmp_path, [Path(tmp_path / "\udcff.png")], [photo("d.png")])
     path = tmp_path / "report.html"
-    write_report(path, content_of(photos, {"global": np.array([[0]])}), 5)
+    write_report(path, run_of(photos, {"global": np.array([[0]])}), 5)
     assert "?.png" in path.read_text(encoding="utf-8")
 
 
 def test_without_labels_nothing_is_right_or_wrong(four):
     photos = PhotoSet(four.photos.folder, four.photos.queries, four.photos.database)
-    page = page_of(content_of(photos, dict(four.rankings)))
-    assert "No labels: no figures" in page.words()
-    assert "4 of 4 queries shown, in their order: no labels" in page.words()
+    page = page_of(run_of(photos, dict(four.rankings)))
+    assert "no labels: so there are no figures" in page.words()
+    assert "4 of 4 queries shown, in their order, as there are no labels" in page.words()
     assert not page.all("span", **{"class": "badge right"})
     assert not any("data-filter" in button for button in page.all("button"))
     assert not page.all("polyline")
@@ -235,7 +238,7 @@ def test_junk_is_neutral_and_is_not_counted(photo, tmp_path):
         truth,
         [(4, 4, 40, 40), (0, 0, 64, 48)],
     )
-    content = content_of(photos, {"words": np.array([[0, 1, 2], [0, 1, 2]])})
+    content = run_of(photos, {"words": np.array([[0, 1, 2], [0, 1, 2]])})
     first, second = gallery.cards(content, outcomes(content), np.arange(2))
     assert [tile.mark for tile in first.tiles] == ["junk", "right", "right"]
     assert first.outcome == "right"
@@ -244,7 +247,7 @@ def test_junk_is_neutral_and_is_not_counted(photo, tmp_path):
     counted = outcomes(content)
     assert counted.wrong.tolist() == [False, False]
     assert gallery.choose(counted, 2, 2).tolist() == [0, 1]
-    assert second.notes == ["no positives in the database: counts as nothing in the figures"]
+    assert second.notes == ["no positives in the database: not in the figures"]
     page = page_of(content)
     assert "junk" in page.text
     assert "Recall@N, protocol M" in page.text
@@ -262,31 +265,27 @@ def test_an_unreadable_photo_has_its_card(four):
 
 
 def test_a_skipped_query_has_no_predictions(four):
-    after = four.last.copy()
+    after = four.last.ranking.rows.copy()
     after[1] = -1
-    page = page_of(content_of(four.photos, {"global": four.first, "reranked": after}))
+    page = page_of(run_of(four.photos, {"global": four.first.ranking.rows, "reranked": after}))
     assert "no predictions: the photo was skipped" in page.words()
     assert "first positive: rank 1 → beyond 5" in page.words()
 
 
 def test_pictures_of_nothing_are_drawn_and_say_so(four):
-    empty = LocalSource(lambda query: NOTHING, features)
-    content = content_of(four.photos, dict(four.rankings), local=empty)
+    empty = set_features(lambda query: NOTHING, features, four.photos)
+    content = run_of(four.photos, dict(four.rankings), features=empty)
     (card,) = gallery.cards(content, None, np.array([0]))
     attention, matches = card.pictures
     assert "no local features" in attention.caption
-    assert "there are none" in matches.caption
-    image = np.full((48, 64, 3), 100, np.uint8)
-    plain = pictures.matches(image, image, *[np.empty((0, 2))] * 2, np.empty(0, bool))
-    assert plain.shape == (48, 136, 3)
-    assert plain.min() == 0  # the words "no matches" on black
+    assert "(right): no matches" in matches.caption
 
 
 def test_without_local_features_a_line_says_why(four):
-    page = page_of(content_of(four.photos, dict(four.rankings), local=None))
+    page = page_of(run_of(four.photos, dict(four.rankings), features=None))
     assert not any("data-picture" in button for button in page.all("button"))
     assert "--no_rerank" in page.text
-    page = page_of(content_of(four.photos, dict(four.rankings), rerank=None))
+    page = page_of(run_of(four.photos, dict(four.rankings), num_inliers=None))
     kinds = {b["data-kind"] for b in page.all("button") if "data-picture" in b}
     assert kinds == {"attention"}
     assert "--no-ransac" in page.text
@@ -294,39 +293,16 @@ def test_without_local_features_a_line_says_why(four):
 
 def test_only_the_strongest_features_are_matched_where_reranking_did_so(four):
     config = RerankConfig(num_features=12)
-    content = content_of(four.photos, dict(four.rankings), rerank=config)
+    content = run_of(four.photos, dict(four.rankings), config=config)
     (card,) = gallery.cards(content, None, np.array([0]))
     assert "of 12 matches" in card.pictures[1].caption
 
 
-def test_points_are_scaled_about_pixel_corners():
-    panel = np.zeros((240, 320, 3), np.uint8)  # five times 64×48
-    points = thumbnails.scaled(np.array([[-0.5, -0.5], [63.5, 47.5], [0, 0]]), (64, 48), panel)
-    assert points.tolist() == [[-0.5, -0.5], [319.5, 239.5], [2, 2]]
-
-
-def test_the_heat_is_where_the_strong_features_are():
-    photo = np.zeros((96, 128, 3), np.uint8)
-    keypoints = np.array([[16, 24], [48, 24]], np.float32)
-    scores = np.array([2, 1], np.float32)
-    found = LocalFeatures(
-        keypoints, np.eye(2, dtype=np.float32), scores, (64, 48), np.full(2, 8, np.float32)
-    )
-    heat = pictures.heat_map(found, photo)
-    assert heat.shape == (96, 128)
-    assert heat[49, 33] > 0.8
-    assert 0.05 < heat[49, 97] < 0.2
-    assert heat[5, 5] == 0
-    assert pictures.heat_map(NOTHING, photo).max() == 0
-
-
-def test_pictures_are_as_large_as_a_page_takes(photo):
-    wide = pictures.panel(photo("wide.png", (1000, 200)))
-    tall = pictures.panel(photo("tall.png", (60, 200)))
-    assert wide.shape == (88, 440, 3)
-    assert tall.shape == (560, 168, 3)
-    uri = pictures.thumbnail(photo("large.jpg", (1000, 800)))
+def test_thumbnails_are_data(photo):
+    uri = gallery.thumbnail(photo("large.jpg", (1000, 800)))
     assert uri.startswith("data:image/webp;base64,")
+    with Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))) as image:
+        assert image.size == (256, 205)
 
 
 def slow_precision_at(ranking, positives, junk, recall):
@@ -361,32 +337,34 @@ def test_precision_at_recalls_is_the_slow_one():
 
 def test_curves_are_drawn_where_their_values_are(four):
     recall, precision = charts.charts(four)
-    before, after = recall.lines
-    assert [text for _, _, text in after.points] == [
-        f"reranked: recall@{n} is {value:.1f} %"
-        for n, value in zip(range(1, 6), (50, 50, 50, 50, 75), strict=True)
-    ]
-    height = recall.bottom - recall.top
-    assert after.points[0][:2] == (recall.left, recall.bottom - height / 2)
-    assert after.points[-1][0] == recall.right
-    assert before.name == "global"
-    assert len(precision.lines[0].points) == 101
+    assert list(recall.curves) == ["global", "reranked"]
+    across, percents, texts = zip(*recall.curves["reranked"], strict=True)
+    assert percents == (50, 50, 50, 50, 75)
+    np.testing.assert_allclose(across, np.log(range(1, 6)) / np.log(5))
+    assert texts[4] == "reranked: recall@5 is 75.0 %"
+    assert [text for _, text in recall.x_ticks] == ["1", "2", "5"]
+    assert len(precision.curves["global"]) == 101
     assert "but the 1 without positives" in precision.note
     assert "beyond the first 5 predictions" in precision.note
+    # The frame of the page: (48, 12) to (466, 262).
+    lines = [line["points"].split() for line in page_of(four).all("polyline")]
+    assert lines[1][0] == "48.0,137.0"
+    assert lines[1][-1] == "466.0,74.5"
+    assert len(lines[2]) == 101
 
 
 def test_the_map_has_one_scale_and_north_is_up(four):
     found = charts.place_map(four, outcomes(four))
     marks = {mark.query: mark for mark in found.marks}
-    across, up = marks[2].x - marks[0].x, marks[0].y - marks[2].y
-    assert across * found.metres_per_unit == pytest.approx(20, abs=0.02)
-    assert up * found.metres_per_unit == pytest.approx(10, abs=0.02)
+    assert marks[2].x - marks[0].x == pytest.approx(20, abs=0.02)
+    assert marks[0].y - marks[2].y == pytest.approx(10, abs=0.02)
     assert [marks[query].outcome for query in range(4)] == ["right", "wrong", "right", "wrong"]
     assert [marks[query].effect for query in range(4)] == ["helped", "hurt", "", ""]
     assert found.database.count("M") == 6
-    share, text = found.bar
-    assert text == "10 m"
-    assert share / 100 * found.width * found.metres_per_unit == pytest.approx(10, abs=0.02)
+    first = re.match(r"M(\S+) (\S+)h0", found.database)
+    assert float(first[1]) == pytest.approx(marks[0].x, abs=0.05)
+    assert marks[0].y - float(first[2]) == pytest.approx(3, abs=0.05)  # three metres north of it
+    assert page_of(four).all("svg", viewbox=f"0 0 {found.width} {found.height}")
     for mark in found.marks:
         assert 0 < mark.x < found.width
         assert 0 < mark.y < found.height
@@ -403,19 +381,19 @@ def test_the_best_figures_stand_out_where_they_differ():
 def test_the_stamp_is_short_and_the_protocol_whole(four):
     commit = "0123456789abcdef0123456789abcdef01234567+changes"
     assert stamp({"commit": commit})["commit"] == "0123456789ab…+changes"
-    page = page_of(
-        content_of(
-            four.photos,
-            dict(four.rankings),
-            protocol={"commit": commit, "a": {"b": [1, 2], "c": Path("x")}},
-        )
-    )
+    told = replace(four.protocol, commit=commit, settings={"a": {"b": [1, 2], "c": Path("x")}})
+    page = page_of(replace(four, protocol=told))
     assert commit in page.text
     assert "1, 2" in page.text
 
 
 def test_rankings_of_another_number_of_queries_are_refused(four):
     with pytest.raises(ValueError, match=r"4 queries, not \(3, 5\)"):
-        ReportContent("", four.photos, {"global": four.last[:3]}, {}, {}, {})
-    with pytest.raises(ValueError, match="at least one ranking"):
-        content_of(four.photos, {})
+        replace(four, photos=four.photos, steps=(short_step(four),))
+    with pytest.raises(ValueError, match="at least one step"):
+        run_of(four.photos, {})
+
+
+def short_step(run):
+    rows, similarity = run.last.ranking.rows[:3], run.last.ranking.similarity[:3]
+    return replace(run.last, ranking=Ranking(rows, similarity))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageOps
 
 from retrieval.data import images
@@ -96,9 +97,9 @@ def test_resize_averages_when_it_reduces():
     assert np.abs(reduced.astype(int) - 100).max() <= 8
 
 
-def test_to_tensor_normalises():
+def test_normalize_takes_imagenets_mean_and_deviation():
     pixels = photo()
-    tensor = images.to_tensor(pixels)
+    tensor = images.normalize(torch.tensor(pixels).permute(2, 0, 1).float() / 255)
     assert tensor.shape == (3, 48, 64)
     expected = (pixels / 255.0 - images.MEAN) / images.STD
     np.testing.assert_allclose(tensor.permute(1, 2, 0).numpy(), expected, atol=1e-6)

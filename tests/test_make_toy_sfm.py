@@ -1,11 +1,13 @@
 import numpy as np
 import pytest
 
-from make_toy_sfm import EASY_ANGLE, ToySfmConfig, main, make_toy_sfm, photograph
+from make_toy_sfm import main
 from retrieval.data.images import image_size
 from retrieval.data.photo_sets import open_revisited
 from retrieval.data.sfm_pairs import read_pairs
 from retrieval.errors import InputError
+from toy_city.config import ToySfmConfig
+from toy_city.sfm import EASY_ANGLE, make_toy_sfm, photograph
 
 TINY = ToySfmConfig(
     image_size=64, train_streets=1, val_streets=1, test_streets=1, images_per_landmark=4
@@ -65,7 +67,7 @@ def test_a_town_is_written_once_and_nothing_is_overwritten(town, tmp_path):
     (tmp_path / "mine.txt").touch()
     with pytest.raises(InputError, match="holds something else"):
         make_toy_sfm(tmp_path, TINY, ["toytown"])
-    with pytest.raises(InputError, match="--workers 0"):
+    with pytest.raises(InputError, match="--num_workers 0"):
         main([str(tmp_path / "new"), "--workers", "0"])
     with pytest.raises(InputError, match="--images_per_landmark 1"):
         main([str(tmp_path / "new"), "--images_per_landmark", "1"])

@@ -9,7 +9,7 @@ from scipy.spatial import cKDTree
 from retrieval import matching
 from retrieval.configs.rank import MatchConfig
 from retrieval.errors import InputError
-from retrieval.matching import match, match_distances, match_many
+from retrieval.matching import match_descriptors, match_distances, match_many
 
 EXACT = MatchConfig(precision="float32")
 FAST = MatchConfig()
@@ -41,7 +41,10 @@ def slow_match(similarity, mutual):
 def test_planted_matches_are_those_of_the_exact_distances(rng, rule, precision):
     query, database = two_views(rng)
     expected = set(slow_match(query.astype(float) @ database.T.astype(float), rule == "mutual"))
-    found = {tuple(pair) for pair in match(query, database, MatchConfig(rule, precision=precision))}
+    found = {
+        tuple(pair)
+        for pair in match_descriptors(query, database, MatchConfig(rule, precision=precision))
+    }
     if precision == "float32":
         assert found == expected
     assert len(found & expected) >= 0.97 * max(len(found), len(expected))
@@ -57,7 +60,7 @@ def test_ties_go_to_the_lowest_row(precision, data):
     database = np.array(data.draw(st.lists(values, min_size=1, max_size=8)), np.float32)
     similarity = query @ database.T
     for rule in ("mutual", "one_way"):
-        found = match(query, database, MatchConfig(rule, precision=precision))
+        found = match_descriptors(query, database, MatchConfig(rule, precision=precision))
         assert [tuple(pair) for pair in found] == slow_match(similarity, rule == "mutual")
 
 
@@ -66,7 +69,7 @@ def test_the_distance_bound_equals_the_kd_tree_of_s1(rng):
     distance, nearest = cKDTree(database).query(query, distance_upper_bound=0.65)
     rows = np.flatnonzero(np.isfinite(distance))
     config = MatchConfig("one_way", max_distance=0.65, precision="float32")
-    found = match(query, database, config)
+    found = match_descriptors(query, database, config)
     assert 0 < len(rows) < len(query)
     np.testing.assert_array_equal(found, np.stack([rows, nearest[rows]], axis=1))
 
@@ -76,15 +79,15 @@ def test_the_ratio_test_equals_sorted_distances(rng, rule):
     query, database = two_views(rng, noise=0.12)
     distance = np.sort(np.linalg.norm(query[:, None] - database[None], axis=2), axis=1)
     passes = distance[:, 0] < 0.85 * distance[:, 1]
-    plain = match(query, database, MatchConfig(rule, precision="float32"))
-    found = match(query, database, MatchConfig(rule, ratio=0.85, precision="float32"))
+    plain = match_descriptors(query, database, MatchConfig(rule, precision="float32"))
+    found = match_descriptors(query, database, MatchConfig(rule, ratio=0.85, precision="float32"))
     np.testing.assert_array_equal(found, plain[passes[plain[:, 0]]])
     assert 0 < len(found) < len(plain)
 
 
 def test_a_single_database_row_has_no_rival_for_the_ratio_test(rng):
     query, database = two_views(rng, 5, 1, 1)
-    assert len(match(query, database, MatchConfig("one_way", ratio=0.1))) == 5
+    assert len(match_descriptors(query, database, MatchConfig("one_way", ratio=0.1))) == 5
 
 
 @pytest.mark.parametrize("precision", ["int8", "float32"])
@@ -100,7 +103,7 @@ def test_many_sets_of_any_size_match_as_one_by_one(rng, monkeypatch, precision, 
             for found, database in zip(
                 match_many(query, databases, config), databases, strict=True
             ):
-                np.testing.assert_array_equal(found, match(query, database, config))
+                np.testing.assert_array_equal(found, match_descriptors(query, database, config))
 
 
 def test_int8_is_the_same_by_every_engine(rng, monkeypatch):
@@ -108,7 +111,7 @@ def test_int8_is_the_same_by_every_engine(rng, monkeypatch):
     answers = []
     for fast in (True, False):
         monkeypatch.setattr(matching, "_has_fast_int8", lambda fast=fast: fast)
-        answers.append(match(query, database, FAST))
+        answers.append(match_descriptors(query, database, FAST))
     np.testing.assert_array_equal(answers[0], answers[1])
 
 
@@ -116,7 +119,7 @@ def test_int8_is_the_same_by_every_engine(rng, monkeypatch):
 def test_empty_sets_give_no_matches(rng, config):
     some, none = two_views(rng, 4, 4, 0)[0], np.empty((0, 128), np.float32)
     for query, database in ((some, none), (none, some), (none, none)):
-        found = match(query, database, config)
+        found = match_descriptors(query, database, config)
         assert found.shape == (0, 2)
         assert found.dtype == np.int64
     assert match_many(some, [], config) == []
@@ -124,17 +127,17 @@ def test_empty_sets_give_no_matches(rng, config):
 
 def test_halves_are_taken(rng):
     query, database = (side.astype(np.float16) for side in two_views(rng))
-    found = match(query, database, EXACT)
-    expected = match(query.astype(np.float32), database.astype(np.float32), EXACT)
+    found = match_descriptors(query, database, EXACT)
+    expected = match_descriptors(query.astype(np.float32), database.astype(np.float32), EXACT)
     np.testing.assert_array_equal(found, expected)
 
 
 def test_threads_give_the_same_matches(rng):
     views = [two_views(rng, 100, 100, 30) for _ in range(20)]
     with ThreadPoolExecutor(4) as pool:
-        threaded = list(pool.map(lambda view: match(view[0], view[1], FAST), views))
+        threaded = list(pool.map(lambda view: match_descriptors(view[0], view[1], FAST), views))
     for found, view in zip(threaded, views, strict=True):
-        np.testing.assert_array_equal(found, match(view[0], view[1], FAST))
+        np.testing.assert_array_equal(found, match_descriptors(view[0], view[1], FAST))
 
 
 @pytest.mark.parametrize("precision", ["int8", "float32"])
@@ -143,14 +146,14 @@ def test_values_that_are_not_finite_are_an_error(rng, precision, value):
     query, database = two_views(rng, 5, 5, 0)
     database[3, 7] = value
     with pytest.raises(InputError, match="not finite"):
-        match(query, database, MatchConfig(precision=precision))
+        match_descriptors(query, database, MatchConfig(precision=precision))
 
 
 def test_dimensions_must_agree(rng):
     with pytest.raises(InputError, match=r"64 dimensions.*32"):
-        match(unit(rng.normal(size=(5, 64))), unit(rng.normal(size=(5, 32))), FAST)
+        match_descriptors(unit(rng.normal(size=(5, 64))), unit(rng.normal(size=(5, 32))), FAST)
     with pytest.raises(InputError, match=r"\(N, d\)"):
-        match(np.zeros(5), np.zeros((5, 1)), FAST)
+        match_descriptors(np.zeros(5), np.zeros((5, 1)), FAST)
 
 
 @pytest.mark.parametrize(
@@ -171,12 +174,12 @@ def rng():
 @pytest.mark.parametrize("rule", ["mutual", "one_way"])
 def test_thresholds_are_filters_of_one_matching(rng, rule, kind):
     query, database = (side.astype(kind) for side in two_views(rng))
-    every = match(query, database, MatchConfig(rule, 0.98))
+    every = match_descriptors(query, database, MatchConfig(rule, 0.98))
     distances = match_distances(query, database, every)
     first, second = every[0]
     apart = query[first].astype(np.float32) - database[second].astype(np.float32)
     assert distances[0] == pytest.approx(np.linalg.norm(apart))
     for limit in (np.median(distances), distances[3], 9.0):  # one that is met exactly
-        found = match(query, database, MatchConfig(rule, 0.98, float(limit)))
+        found = match_descriptors(query, database, MatchConfig(rule, 0.98, float(limit)))
         np.testing.assert_array_equal(found, every[distances < limit])
     assert match_distances(query, database, every[:0]).shape == (0,)

@@ -1,4 +1,6 @@
+import json
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +78,74 @@ def test_map_and_precision_on_the_full_ground_truth(name):
                 top = right[: len(right) // 2]
                 row[:] = np.concatenate([top, row[~np.isin(row, top)]])
         assert_agrees(ranking, positives)
+
+
+# The official evaluation code of revisited Oxford/Paris (filipradenovic/revisitop), run on rankings
+# made as `made_ranking` makes them: fractions, mAP and mP@1, 5, 10, by (seed, noise) and protocol.
+SMALL_IMAGES = 120
+SMALL_GND = [
+    {"easy": [58], "hard": [110, 19, 28, 116], "junk": []},
+    {"easy": [42, 75], "hard": [32, 34], "junk": [99]},
+    {"easy": [], "hard": [], "junk": [90, 100, 24, 96, 86, 0]},
+    {"easy": [55, 37, 39, 65, 58], "hard": [], "junk": [21]},
+    {"easy": [90, 16, 91, 34], "hard": [56, 10, 2, 46, 112, 106], "junk": [40, 79, 24, 55, 71, 32]},
+    {"easy": [101], "hard": [51, 98], "junk": [92, 31, 105, 74, 107, 112, 8, 89]},
+]
+GOLDEN = {
+    (0, 0.2): {
+        "E": (0.9417128205128206, [1.0, 0.9199999999999999, 0.8800000000000001]),
+        "M": (0.7122706388335976, [1.0, 0.68, 0.4800000000000001]),
+        "H": (0.4933366124268345, [0.75, 0.4, 0.325]),
+    },
+    (1, 0.6): {
+        "E": (0.7664525655223329, [0.8, 0.76, 0.6799999999999999]),
+        "M": (0.5242597425826314, [0.8, 0.4800000000000001, 0.32]),
+        "H": (0.15812863914899655, [0.25, 0.15000000000000002, 0.1375]),
+    },
+    (2, 0.95): {
+        "E": (0.016729387173162105, [0.0, 0.0, 0.0]),
+        "M": (0.12025003204435283, [0.4, 0.12000000000000002, 0.06000000000000001]),
+        "H": (0.17760651877788836, [0.5, 0.15000000000000002, 0.07500000000000001]),
+    },
+}
+
+
+def made_ranking(entries, num_images, seed, noise):
+    """A ranking of all images for each query, the worse the more noise there is."""
+    scores = np.random.default_rng(seed).random((num_images, len(entries)))
+    for query, entry in enumerate(entries):
+        for kind, worth in (("easy", 1), ("hard", 1 / 2), ("junk", 0.7)):
+            scores[entry[kind], query] += worth * (1 - noise)
+    return np.argsort(-scores, axis=0).T
+
+
+def assert_is_golden(path, case, golden):
+    """The figures of a ground truth file on the ranking of a case (seed, noise)."""
+    revisited = read_gnd(path)
+    with path.open("rb") as file:
+        entries = pickle.load(file)["gnd"]
+    ranking = made_ranking(entries, len(revisited.imlist), *case)
+    found = metrics.evaluate_revisited(ranking, revisited.ground_truth)
+    for protocol, (mean, precisions) in golden.items():
+        figures = np.array(list(found[protocol].values())) / 100
+        np.testing.assert_allclose(figures, [mean, *precisions], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", GOLDEN)
+def test_figures_of_the_official_code(tmp_path, case):
+    names = {"imlist": [f"d{i}" for i in range(SMALL_IMAGES)], "qimlist": list("abcdef")}
+    gnd = [{"bbx": [0.0, 0.0, 1.0, 1.0], **entry} for entry in SMALL_GND]
+    path = tmp_path / "gnd_small.pkl"
+    path.write_bytes(pickle.dumps({**names, "gnd": gnd}))
+    assert_is_golden(path, case, GOLDEN[case])
+
+
+@pytest.mark.parametrize("name", ["roxford5k", "rparis6k"])
+def test_figures_of_the_official_code_on_the_full_ground_truth(real_photos, name):
+    golden = json.loads((real_photos / "golden_revisited.json").read_text())
+    for case in (case for case in golden["cases"] if case["set"] == name):
+        figures = {p: (case[p]["mAP"], case[p]["mP"]) for p in "EMH"}
+        assert_is_golden(real_photos / f"gnd_{name}.pkl", (case["seed"], case["noise"]), figures)
 
 
 def test_average_precision_by_hand():

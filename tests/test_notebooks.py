@@ -26,8 +26,8 @@ EVALUATION = "--image_size 64 --resize_test_imgs --num_workers 0"
 ''',
     "utils_notebook.ipynb": f'''
 CITY = "{CITY}"
-SIZE = "--image_size 96 --resize_test_imgs --num_workers 0"
-SCALES = "--local_scales 1 1.41"
+EXTRACT = ExtractConfig(resize="shorter", size=96, local_scales=(1.0, 1.41))
+RESOURCES = Resources(num_workers=0)
 TUNING = "--num_features all --max_distance none 0.9 --residual 8 --model affine --rule mutual"
 ''',
 }

@@ -1,11 +1,36 @@
 """What is searched and with what."""
 
+import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from retrieval.data.photo_sets import PhotoSet
+from retrieval.configs.judge import PositivesConfig
+from retrieval.data.photo_sets import (
+    PhotoSet,
+    Source,
+    find_test_set,
+    open_places,
+    open_set,
+)
+from retrieval.errors import InputError
+
+
+def name(east: float, north: float, heading: str = "") -> str:
+    return f"@{east}@{north}@10@S@@@@@{heading}@@@@@@.png"
+
+
+@pytest.fixture
+def places(photo, tmp_path):
+    """Three places 100 m apart, three database images each; queries 10 m beside."""
+    for place in range(3):
+        for i in range(3):
+            photo(f"set/database/{name(100 * place, i)}", (96, 96), place)
+        photo(f"set/queries/{name(100 * place + 10, 0)}", (96, 96), place)
+    return tmp_path / "set"
 
 
 def photos(folder: Path, name: bytes) -> PhotoSet:
@@ -24,3 +49,102 @@ def test_a_fingerprint_stays_what_it_was(tmp_path):
 def test_a_file_name_need_not_be_utf8(tmp_path):
     names = (b"caf\xe9.jpg", b"caf\xe8.jpg", "café.jpg".encode())
     assert len({photos(tmp_path, name).fingerprint() for name in names}) == 3
+
+
+def test_positives_of_a_split_are_those_within_the_distance(places):
+    photos = open_places(places, PositivesConfig())
+    found = photos.ground_truth["R"].positives
+    assert [rows.tolist() for rows in found] == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    near = open_places(places, PositivesConfig(positive_dist_threshold=10.04))
+    assert [len(rows) for rows in near.ground_truth["R"].positives] == [1, 1, 1]
+
+
+def test_two_folders_with_a_file_of_positives(places):
+    database = sorted(path.name for path in (places / "database").iterdir())
+    queries = sorted(path.name for path in (places / "queries").iterdir())
+    file = places / "positives.json"
+    file.write_text(json.dumps({query: [database[-1]] for query in queries}))
+    photos = open_set(
+        Source(database=places / "database", queries=places / "queries", positives_file=file)
+    )
+    assert [rows.tolist() for rows in photos.ground_truth["R"].positives] == [[8], [8], [8]]
+
+
+def revisited(folder, photo):
+    for i in range(4):
+        photo(f"{folder}/jpg/d{i}.jpg", (64, 64), i // 2)
+    photo(f"{folder}/jpg/q0.jpg", (64, 64), 1)
+    return {
+        "imlist": ["d0", "d1", "d2", "d3"],
+        "qimlist": ["q0"],
+        "gnd": [{"bbx": [8, 8, 64, 64], "easy": [2], "hard": [3], "junk": [0]}],
+    }
+
+
+def test_a_revisited_set_is_recognised(photo, tmp_path):
+    gnd = revisited("mini", photo)
+    (tmp_path / "mini" / "gnd_mini.json").write_text(json.dumps(gnd))
+    photos = open_set(Source(dataset=tmp_path / "mini"))
+    assert photos.query_boxes == [(8, 8, 64, 64)]
+    assert photos.name == "mini"
+    assert photos.protocol == "M"
+    assert photos.truth is photos.ground_truth["M"]
+    assert photos.query_photos[0].box == (8, 8, 64, 64)
+    assert photos.database_photos[1].name == "database/d1.jpg"
+
+
+def test_missing_images_of_a_revisited_set_are_named(photo, tmp_path):
+    gnd = revisited("mini", photo)
+    (tmp_path / "mini" / "gnd_mini.json").write_text(json.dumps(gnd))
+    (tmp_path / "mini" / "jpg" / "d1.jpg").unlink()
+    with pytest.raises(InputError, match=r"1 images that are missing.*d1\.jpg"):
+        open_set(Source(dataset=tmp_path / "mini"))
+
+
+def test_a_fingerprint_knows_the_photos_and_the_truth(places):
+    photos = open_places(places, PositivesConfig())
+    before = photos.fingerprint()
+    assert open_places(places, PositivesConfig()).fingerprint() == before
+    other = open_places(places, PositivesConfig(positive_dist_threshold=10.04))
+    assert other.fingerprint() != before
+    Image.new("RGB", (8, 8)).save(photos.database[0])
+    assert open_places(places, PositivesConfig()).fingerprint() != before
+
+
+@pytest.mark.parametrize(
+    ("breaks", "message"),
+    [
+        (lambda folder: (folder / "database").rename(folder / "db"), "database"),
+        (lambda folder: (folder / "queries").rename(folder / "q"), "no folder queries"),
+        (lambda folder: [p.unlink() for p in (folder / "queries").iterdir()], "no images"),
+        (lambda folder: next((folder / "queries").iterdir()).rename(folder / "queries/a.png"),
+         "no coordinates"),
+    ],
+)  # fmt: skip
+def test_a_broken_data_set_is_one_clear_error(places, breaks, message):
+    breaks(places)
+    with pytest.raises(InputError, match=message) as error:
+        open_places(places, PositivesConfig())
+    assert str(places) in str(error.value)
+
+
+def test_a_set_without_positions_is_told_what_to_do(photo, tmp_path):
+    for folder in ("db", "q"):
+        photo(f"{folder}/holiday.png")
+    source = Source(database=tmp_path / "db", queries=tmp_path / "q")
+    with pytest.raises(InputError, match=r"no coordinates.*--positives FILE.*--no_labels"):
+        open_set(source)
+    photos = open_set(replace(source, labels=False))
+    assert photos.protocol is photos.truth is None
+
+
+def test_both_layouts_of_test_sets_are_found(tmp_path):
+    for place in ("test/one", "two"):
+        (tmp_path / place / "jpg").mkdir(parents=True)
+        (tmp_path / place / f"gnd_{place[-3:]}.json").write_text("{}")
+    assert find_test_set(tmp_path, "one") == tmp_path / "test" / "one"
+    assert find_test_set(tmp_path, "two") == tmp_path / "two"
+    with pytest.raises(InputError, match=r"no test set 'three'.*are one, two"):
+        find_test_set(tmp_path, "three")
+    with pytest.raises(InputError, match="there is nothing"):
+        find_test_set(tmp_path / "none", "one")

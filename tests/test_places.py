@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from retrieval.configs.learn import GroupConfig
-from retrieval.data import places
+from retrieval.data import images, places
 from retrieval.data.places import Place
 from retrieval.errors import InputError
 
@@ -130,7 +130,8 @@ def test_parse_name(name, place):
     + ["@1@2@@@@@@@north@.jpg", "@1@2@@@@@@@nan@.jpg"],
 )
 def test_names_without_coordinates(name):
-    with pytest.raises(InputError, match=r"no coordinates in the name.* as in @0548240"):
+    message = r"no coordinates in the name.* as in @0548240.*--no_labels or --positives"
+    with pytest.raises(InputError, match=message):
         places.parse_name(name)
 
 
@@ -141,18 +142,17 @@ def make_split(folder, utm, heading):
         (folder / f"@{east:.2f}@{north:.2f}@10@S@@@{row:04d}@@{shown}@@@@@@.jpg").touch()
 
 
-def test_read_split(tmp_path):
+def test_positions(tmp_path):
     make_split(tmp_path / "q", [(3.0, 4.0), (1.0, 2.0)], [np.nan, 90.0])
-    paths, utm, heading = places.read_split(tmp_path / "q")
+    paths = images.list_images(tmp_path / "q")
+    utm, heading = places.positions(paths)
     assert [path.name[:5] for path in paths] == ["@1.00", "@3.00"]
     assert utm.tolist() == [[1, 2], [3, 4]]
     assert heading[0] == 90
     assert np.isnan(heading[1])
     (tmp_path / "q" / "plain.jpg").touch()
     with pytest.raises(InputError, match=r"plain\.jpg: no coordinates"):
-        places.read_split(tmp_path / "q")
-    with pytest.raises(InputError, match="no such folder"):
-        places.read_split(tmp_path / "none")
+        places.positions(images.list_images(tmp_path / "q"))
 
 
 CONFIG = GroupConfig(M=50, N=2, L=1, groups_num=2, min_images_per_class=2)

@@ -9,13 +9,11 @@ import shutil
 
 import numpy as np
 import pytest
+from tests.made_up import evaluation_of, set_features
 
-from retrieval.configs.rank import RerankConfig
 from retrieval.data.photo_sets import PhotoSet
 from retrieval.data.positives import Positives
-from retrieval.drawing.html_report.content import ReportContent
 from retrieval.drawing.html_report.page import write_report
-from retrieval.evaluation import LocalSource, score
 from retrieval.features import LocalFeatures
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -69,17 +67,16 @@ def report(photo, tmp_path):
         step: np.where(right[:, None], np.stack([first, second], 1), np.stack([second, first], 1))
         for step, right in (("global", right_before), ("reranked", right_after))
     }
-    content = ReportContent(
-        "A report",
+    run = evaluation_of(
         photos,
         rankings,
-        {step: score(ranking, photos.ground_truth) for step, ranking in rankings.items()},
-        {"global descriptors": 1.0},
-        {"seed": 0},
-        local=LocalSource(features, features),
-        rerank=RerankConfig(),
+        num_inliers=np.zeros((QUERIES, 2), int),
+        settings={"seed": 0},
+        seconds={"global descriptors": 1.0},
+        title="A report",
+        features=set_features(features, features, photos),
     )
-    write_report(tmp_path / "report.html", content, 10)
+    write_report(tmp_path / "report.html", run, 10)
     return tmp_path / "report.html"
 
 
@@ -181,7 +178,9 @@ def test_the_map_comes_closer_and_its_scale_with_it(page):
 
     mark = page.locator(".mark .target").first
     before, size = metres_of_a_pixel(), mark.bounding_box()["width"]
-    page.get_by_label("closer").click()
+    left, right = (page.locator(f"[href='#query-{row}'] .target").bounding_box() for row in (0, 5))
+    assert (right["x"] - left["x"]) * before == pytest.approx(50, rel=0.05)  # by their coordinates
+    page.get_by_label("zoom in").click()
     assert metres_of_a_pixel() == pytest.approx(before / 2, rel=0.1)
     assert mark.bounding_box()["width"] == pytest.approx(size, rel=0.05)
     view = page.locator(".sheet svg").get_attribute("viewBox")
@@ -191,7 +190,7 @@ def test_the_map_comes_closer_and_its_scale_with_it(page):
     page.mouse.move(box["x"] + 260, box["y"] + 260, steps=4)
     page.mouse.up()
     assert page.locator(".sheet svg").get_attribute("viewBox") != view
-    page.get_by_label("farther").click()
+    page.get_by_label("zoom out").click()
     assert metres_of_a_pixel() == pytest.approx(before, rel=0.1)
 
 

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from retrieval.commands import evaluate
+from retrieval.commands import eval_flags
 from retrieval.configs.rank import MatchConfig, RerankConfig, VerifyConfig
+from retrieval.configs.rerank_file import read_rerank, write_rerank
 from retrieval.errors import InputError
-from retrieval.rerank_file import read_rerank, write_rerank
 
 FULL = RerankConfig(
     top_k=7,
@@ -19,7 +19,6 @@ FULL = RerankConfig(
     floor_pairs=9,
     floor_quantile=0.5,
     seed=4,
-    threads=2,
 )
 
 
@@ -56,9 +55,9 @@ def test_what_is_left_out_is_as_by_default_and_whole_numbers_will_do(tmp_path):
         ("floor = 'many'", "floor = 'many': expected a number"),
         ("floor = nan", "floor nan"),
         ("[verify]\nmodel = 3", "verify.model = 3: expected a word"),
-        ("[verify]\nmodel = 'afine'", "'afine': expected one of affine"),
-        ("top_k = 0", "top_k 0: expected at least 1"),
-        ("seed = -1", "seed -1: expected a number from 0"),
+        ("[verify]\nmodel = 'afine'", "--model afine: expected one of affine"),
+        ("top_k = 0", "--top_k 0: at least 1 is needed"),
+        ("seed = -1", "--seed -1: at least 0 is needed"),
         ("rerank = 'no'", "expected true or false"),
     ],
 )
@@ -79,7 +78,7 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
 
 def read_flags(tmp_path, words: str) -> RerankConfig | None:
     command = f"--test_set_folder {tmp_path} --pretrained none {words}"
-    return evaluate.read_evaluation("", command.split()).rerank
+    return eval_flags.read_evaluation("", command.split()).judged.rerank
 
 
 def test_flags_win_over_the_file(tmp_path):
@@ -112,6 +111,6 @@ def test_the_file_that_decided_is_told(tmp_path):
     file = tmp_path / "rerank.toml"
     write_rerank(file, None)
     command = f"--test_set_folder {tmp_path} --pretrained none --rerank_config {file}".split()
-    assert evaluate.read_evaluation("", command).rerank_config == file
-    asked = evaluate.read_evaluation("", [*command, "--no_rerank"])
+    assert eval_flags.read_evaluation("", command).rerank_config == file
+    asked = eval_flags.read_evaluation("", [*command, "--no_rerank"])
     assert asked.rerank_config is None

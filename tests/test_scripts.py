@@ -2,7 +2,6 @@
 
 import csv
 import importlib
-import json
 import os
 import signal
 import subprocess
@@ -14,7 +13,8 @@ import pytest
 import torch
 
 from retrieval.commands import script
-from retrieval.networks import delg
+from retrieval.evaluation import Evaluation
+from retrieval.networks.create import create, resolve_config
 
 AG = Path(__file__).parents[1] / "AG"
 CITY = (
@@ -150,7 +150,7 @@ def test_local_only_training_moves_the_local_head_alone(workplace, trained):
     # Nor do BatchNorm's statistics move: the global descriptors are the same to the bit.
     photos = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     described = [
-        delg.create(delg.resolve_config({}, str(path)), str(path))[0].eval()(photos).descriptors
+        create(resolve_config({}, str(path)), str(path)).network.eval()(photos).descriptors
         for path in (trained / "best_model.pth", folder / "best_model.pth")
     ]
     assert torch.equal(*described)
@@ -165,18 +165,24 @@ def evaluated(workplace, trained):
     )
     done = run(workplace, f"{command} --threads 1 --save_dir eval1")
     (folder,) = runs(workplace, "eval1")
-    return command, done.stdout, json.loads((folder / "result.json").read_text()), folder
+    return command, done.stdout, Evaluation.open(folder), folder
 
 
 def test_evaluation_prints_and_writes_its_figures(evaluated):
     _, output, result, folder = evaluated
     line = next(line for line in output.splitlines() if line.startswith("global  "))
-    assert line.split()[1] == f"{result['global']['R@1']:.1f}"
-    assert result["global"].keys() == result["reranked"].keys() == {"R@1", "R@5", "R@10", "R@20"}
-    assert result["pairs"] == 8 * 5
-    protocol = result["protocol"]
-    for key in ("weights_sha256", "photos_fingerprint", "commit", "versions", "seed", "rerank"):
-        assert protocol[key] not in (None, ""), key
+    assert line.split()[1] == f"{result.first.figures['R@1']:.1f}"
+    names = {"R@1", "R@5", "R@10", "R@20"}
+    assert result.first.figures.keys() == result.last.figures.keys() == names
+    assert result.verified.num_inliers.shape == (8, 5)
+    for key in ("weights_sha256", "seed", "rerank"):
+        assert result.protocol.settings[key] not in (None, ""), key
+    assert all((result.protocol.fingerprint, result.protocol.commit, result.protocol.versions))
+    assert "eval.py --dataset_folder city" in result.command
+    assert (folder / "command.txt").read_text() == result.command + "\n"
+    log = (folder / "info.log").read_text()
+    assert "network: resnet18" in log
+    assert "report, to be opened" in log
     assert {path.name for path in (folder / "preds").iterdir()} == {"0000.jpg", "0001.jpg"}
     assert (folder / "queries_descriptors.npy").is_file()
     assert (folder / "database_descriptors.npy").is_file()
@@ -187,9 +193,10 @@ def test_evaluation_prints_and_writes_its_figures(evaluated):
 def test_evaluation_is_repeatable_for_every_number_of_threads(workplace, evaluated):
     command, _, first, folder = evaluated
     run(workplace, f"{command} --threads 3 --save_dir eval3")
-    again = json.loads((runs(workplace, "eval3")[0] / "result.json").read_text())
-    for key in ("global", "reranked", "comparison"):
-        assert again[key] == first[key]
+    again = Evaluation.open(runs(workplace, "eval3")[0])
+    for one, other in zip(first.steps, again.steps, strict=True):
+        assert one.figures == other.figures
+        assert one.ranking.rows.tolist() == other.ranking.rows.tolist()
     predictions = "predictions.csv"
     assert (runs(workplace, "eval3")[0] / predictions).read_text() == (
         folder / predictions
@@ -197,7 +204,7 @@ def test_evaluation_is_repeatable_for_every_number_of_threads(workplace, evaluat
 
 
 def test_the_commands_of_the_first_readme_are_understood(workplace, trained, evaluated):
-    # S1's evaluation command, letter by letter but for the paths.
+    # The evaluation command of the first PyTorch DELG, letter by letter but for the paths.
     run(
         workplace,
         "eval.py --dataset_folder city --backbone resnet18 --fc_output_dim 32 "
@@ -276,14 +283,14 @@ def test_a_broken_image_ends_training_and_evaluation(workplace, trained, tmp_pat
     assert "--skip_bad_images" in done.stderr
     done = run(workplace, f"{command} --skip_bad_images")
     assert "SKIPPED 1" in done.stdout
-    result = json.loads((runs(workplace, "broken")[-1] / "result.json").read_text())
-    assert len(result["skipped"]) == 1
+    result = Evaluation.open(runs(workplace, "broken")[-1])
+    assert len(result.skipped) == 1
 
 
 def test_pictures_are_written(workplace, trained):
     queries = sorted((workplace / "city" / "test" / "queries_v1").iterdir())
     database = sorted((workplace / "city" / "test" / "database").iterdir())
-    model = f"--resume_model {trained}/best_model.pth --num_workers 0"
+    model = f"--resume_model {trained}/best_model.pth"
     run(workplace, f"show.py attention {model} --image {queries[0]} --output a.png")
     photos = f"--query {queries[0]} --database {database[0]}"
     run(workplace, f"show.py matches {model} {photos} --output m.png")

@@ -15,7 +15,7 @@ from retrieval.drawing import curves
 from retrieval.errors import InputError
 
 NETWORK = "--backbone resnet18 --fc_output_dim 16 --attention norm --pretrained none"
-FLAGS = f"{NETWORK} --num_workers 0 --precision fp32"
+FLAGS = f"{NETWORK} --precision fp32"
 
 
 @pytest.fixture(scope="module")

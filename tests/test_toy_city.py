@@ -14,9 +14,10 @@ import pytest
 
 from make_toy_city import main
 from retrieval.errors import InputError
-from toy_city import ToyCityConfig, make_toy_city, plan_city
+from toy_city.city import make_toy_city
+from toy_city.config import ToyCityConfig
 from toy_city.light import Light, make_cloud_map
-from toy_city.plan import FOLDERS
+from toy_city.plan import FOLDERS, plan_city
 from toy_city.scene import Camera, Flat, Painter, Plane
 from toy_city.street import HALF_WIDTH, Street
 
@@ -369,7 +370,7 @@ def test_folders_that_must_not_be_overwritten(city, tmp_path):
     assert file.read_text() == "x"
     with pytest.raises(InputError, match="--force"):
         make_toy_city(city, ToyCityConfig())
-    with pytest.raises(InputError, match="--workers 0"):
+    with pytest.raises(InputError, match="--num_workers 0"):
         make_toy_city(tmp_path / "new", SMALL, workers=0)
 
 

@@ -13,7 +13,8 @@ import pytest
 
 from retrieval.commands import script
 from retrieval.configs.describe import DelgConfig
-from retrieval.rerank_file import read_rerank
+from retrieval.configs.rerank_file import read_rerank
+from retrieval.evaluation import Evaluation
 
 AG = Path(__file__).parents[1] / "AG"
 CITY = (
@@ -45,10 +46,6 @@ def run(folder: Path, command: str, status: int = 0) -> tuple[str, str]:
 
 def newest(folder: Path, save_dir: str) -> Path:
     return max((folder / "logs" / save_dir).iterdir())
-
-
-def result(run_folder: Path) -> dict:
-    return json.loads((run_folder / "result.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +87,8 @@ def test_tables_files_and_both_splits(tuned):
     }  # fmt: skip
     told = json.loads((folder / "tuning.json").read_text())
     assert len(told["settings"]) == 32
-    assert told["protocol_validation"] == result(folder.parent)["protocol"]
+    settings = Evaluation.open(folder.parent).protocol.settings
+    assert told["protocols"][0] == json.loads(json.dumps(settings))
     assert told["test"].keys() == {"best of validation", "defaults"}
     assert (folder / "tuning.png").stat().st_size > 20_000
     comment = [line for line in (folder / "rerank.toml").read_text().splitlines() if "#" in line]
@@ -110,13 +108,14 @@ def test_eval_takes_what_was_chosen(workplace, tuned, tmp_path):
         workplace, f"{EVAL} --test_set_folder city/test --rerank_config {file} --save_dir again"
     )
     assert f"re-ranking as {file} says" in words
-    again = result(newest(workplace, "again"))
+    again = Evaluation.open(newest(workplace, "again"))
     if file.parent == folder:
         best = told["test"]["best of validation"]
-        assert again["reranked"]["R@1"] == pytest.approx(best["figure"])
-        assert again["comparison"]["interval_95"] == pytest.approx(best["interval_95"])
-    default = result(newest(workplace, "test"))
-    assert default["reranked"]["R@1"] == pytest.approx(told["test"]["defaults"]["figure"])
+        assert again.last.figures["R@1"] == pytest.approx(best["figure"])
+        interval = again.comparison().low, again.comparison().high
+        assert interval == pytest.approx(best["interval_95"])
+    default = Evaluation.open(newest(workplace, "test"))
+    assert default.last.figures["R@1"] == pytest.approx(told["test"]["defaults"]["figure"])
 
 
 def test_eval_reranks_nothing_where_the_file_says_so(workplace, tmp_path):
@@ -127,11 +126,14 @@ def test_eval_reranks_nothing_where_the_file_says_so(workplace, tmp_path):
         "--save_dir without",
     )
     assert f"no re-ranking as {tmp_path}/rerank.toml says" in words
-    without = newest(workplace, "without")
-    assert "reranked" not in result(without)
-    assert result(without)["global"] == result(newest(workplace, "test"))["global"]
-    with (without / "predictions.csv").open() as file:
-        assert len(list(csv.reader(file))) == 11
+    without = Evaluation.open(newest(workplace, "without"))
+    whole = Evaluation.open(newest(workplace, "test"))
+    assert [step.name for step in without.steps] == ["global"]
+    assert without.first.figures == whole.first.figures
+    with (without.folder / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["query"] for row in rows}) == 10
+    assert all(Path(row["prediction"]).is_file() for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +141,7 @@ def test_eval_reranks_nothing_where_the_file_says_so(workplace, tmp_path):
     [
         ("logs/val", "no run folder"),
         ("VAL --test_run VAL", "must be measured on others"),
-        ("VAL --top_k 7", "run eval.py again with --top_k 7"),
+        ("VAL --top_k 7", "evaluate again with --top_k 7"),
         ("VAL --residual 0", "residual 0"),
         ("VAL --resume_model other.pth", "features are of other weights"),
         ("VAL --resume_model none.pth", "--resume_model none.pth: no such file"),
@@ -150,12 +152,12 @@ def test_bad_input_is_one_clear_error(workplace, words, message, monkeypatch, ca
     import torch
 
     import tune
-    from retrieval.networks import delg
+    from retrieval.networks.create import create
 
     monkeypatch.chdir(workplace)
     torch.manual_seed(1)
     config = DelgConfig("resnet18", fc_output_dim=32, attention="norm")
-    torch.save(delg.create(config, "none")[0].state_dict(), "other.pth")
+    torch.save(create(config, "none").network.state_dict(), "other.pth")
     argv = words.replace("VAL", str(newest(workplace, "val"))).split()
     with pytest.raises(SystemExit) as stop:
         script.run(lambda: tune.main(argv))

@@ -2,24 +2,29 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
-from retrieval import evaluation
-from retrieval.commands.tune import read_tuning
+from retrieval import progress
+from retrieval.commands.tune_flags import read_tuning
 from retrieval.configs.rank import MatchConfig, RerankConfig, VerifyConfig
 from retrieval.data.photo_sets import PhotoSet
 from retrieval.data.positives import Positives
 from retrieval.errors import InputError
-from retrieval.evaluation import LocalSource, Ranked
-from retrieval.features import LocalFeatures
-from retrieval.saved_run import SavedRun
+from retrieval.evaluation import Evaluation, Verified, score
+from retrieval.feature_folders import SetFeatures
+from retrieval.features import LocalFeatures, MadeBy
+from retrieval.protocol import Protocol
+from retrieval.reranking import rerank
+from retrieval.search import Ranking
 from retrieval.tuning import saved_counts, search_space, tables, try_settings
 from retrieval.tuning.search_space import Axes
 from retrieval.tuning.tuning_figure import panels
 
 QUERIES, DEPTH = 12, 6
+MADE_BY = MadeBy("planted", {}, {})
 AXES = Axes(
     top_k=(6, 3),
     num_features=(None, 25),
@@ -29,6 +34,21 @@ AXES = Axes(
     model=("affine", "homography"),
     fusion=(0.0, 8.0),
 )
+
+
+def config_of(run):
+    return run.verified.config
+
+
+def with_config(run, **values):
+    return replace(run, verified=replace(run.verified, config=replace(config_of(run), **values)))
+
+
+def reranked(run, config):
+    """What eval.py's re-ranking by ``config`` gives: its figures by query, and the floor."""
+    features = run.features
+    found = rerank(run.first.ranking, features.queries, features.database, config)
+    return score("reranked", found.ranking, run.photos).per_query, found.floor
 
 
 def unit(rows):
@@ -61,32 +81,47 @@ def planted(seed=0, helps=True, skipped=()):
     similarity = np.tile(np.linspace(0.9, 0.4, DEPTH + 2, dtype=np.float32), (QUERIES, 1))
     for query in skipped:
         ranking[query], similarity[query] = -1, -np.inf
-    asked: list[int] = []
-
-    def lookup(row):
-        asked.append(row)
-        return queries[row]
-
     truth = {"R": Positives(positives, [np.array([], int)] * QUERIES)}
     names = [Path(f"{i}.png") for i in range(len(database))]
     photos = PhotoSet(Path("photos"), names[:QUERIES], names, truth)
-    run = SavedRun(
-        folder=Path("run"),
+    config = RerankConfig(top_k=DEPTH, floor_pairs=40, verify=VerifyConfig(trials=200))
+    store = Store(Path(f"store {seed}"), MADE_BY)
+    run = Evaluation(
+        title="run",
         photos=photos,
-        ranked=Ranked(ranking, similarity, np.empty((0, 0)), np.empty((0, 0))),
-        rankings={"global": ranking},
-        result={"feature_store": f"store {seed}", "protocol": {"photos_fingerprint": f"{seed}"}},
-        rerank=RerankConfig(top_k=DEPTH, floor_pairs=40, verify=VerifyConfig(trials=200)),
-        local=LocalSource(lookup, database.__getitem__),
+        steps=(score("global", Ranking(ranking, similarity), photos),),
+        protocol=Protocol("photos", f"{seed}", QUERIES, len(names), {}, {}, ""),
+        verified=Verified(config, np.zeros((QUERIES, DEPTH), int), 1.0, {}),
+        features=SetFeatures(store, Asked(queries), database),
+        folder=Path("run"),
     )
-    return run, asked
+    return run, run.features.queries.rows
+
+
+class Store(NamedTuple):
+    """What tuning knows of a store."""
+
+    folder: Path
+    made_by: MadeBy
+
+
+class Asked(list):
+    """Features that remember the rows they were asked for."""
+
+    def __init__(self, features):
+        super().__init__(features)
+        self.rows = []
+
+    def __getitem__(self, row):
+        self.rows.append(row)
+        return super().__getitem__(row)
 
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory):
     run, _ = planted()
-    settings = search_space.grid(AXES, run.rerank)
-    return run, settings, try_settings.evaluate(run, settings, tmp_path_factory.mktemp("counts"))
+    settings = search_space.grid(AXES, config_of(run))
+    return run, settings, try_settings.try_all(run, settings, tmp_path_factory.mktemp("counts"))
 
 
 def test_the_grid_is_every_combination_once():
@@ -118,11 +153,9 @@ def test_every_outcome_is_that_of_eval(searched):
     run, settings, outcomes = searched
     for outcome, setting in list(zip(outcomes, settings, strict=True))[::7]:
         assert outcome.setting == setting
-        found = evaluation.rerank_locally(run.ranked, run.local, outcome.settled)
-        per_query = evaluation.per_query(found.ranking, run.photos.ground_truth)
-        np.testing.assert_array_equal(outcome.per_query, per_query)
+        np.testing.assert_array_equal(outcome.per_query, reranked(run, outcome.settled)[0])
         if setting.floor is None and setting.top_k == DEPTH:
-            assert evaluation.rerank_locally(run.ranked, run.local, setting).floor == outcome.floor
+            assert reranked(run, setting)[1] == outcome.floor
 
 
 @pytest.mark.parametrize("protocol", ["R", "M"])
@@ -130,23 +163,23 @@ def test_scores_of_another_order_are_those_of_the_metrics(protocol):
     rng = np.random.default_rng(0)
     run, _ = planted(skipped=(3,))
     drawn = [rng.permutation(2 * QUERIES) for _ in range(QUERIES)]
-    truth = {protocol: Positives([d[:4] for d in drawn], [d[4:12] for d in drawn])}
+    positives = Positives([d[:4] for d in drawn], [d[4:12] for d in drawn])
+    truth = {"R": positives} if protocol == "R" else dict.fromkeys("EMH", positives)
     run = replace(run, photos=replace(run.photos, ground_truth=truth))
-    score = try_settings._scorer(run)
+    scored = try_settings._scorer(run)
     for _ in range(20):
         order = np.array([rng.permutation(DEPTH + 2) for _ in range(QUERIES)])
-        ranking = np.take_along_axis(run.ranked.ranking, order, axis=1)
-        np.testing.assert_array_equal(score(order), evaluation.per_query(ranking, truth))
+        rows = np.take_along_axis(run.first.ranking.rows, order, axis=1)
+        expected = score("", Ranking(rows, rows), run.photos).per_query
+        np.testing.assert_array_equal(scored(order), expected)
 
 
 def test_skipped_queries_stay_as_they_are(tmp_path):
     run, asked = planted(skipped=(0, 5))
     settings = [RerankConfig(top_k=DEPTH, floor_pairs=20), RerankConfig(top_k=3, floor=4.0)]
-    for outcome in try_settings.evaluate(run, settings, tmp_path):
+    for outcome in try_settings.try_all(run, settings, tmp_path):
         assert (outcome.per_query[[0, 5]] == 0).all()
-        found = evaluation.rerank_locally(run.ranked, run.local, outcome.settled)
-        per_query = evaluation.per_query(found.ranking, run.photos.ground_truth)
-        np.testing.assert_array_equal(outcome.per_query, per_query)
+        np.testing.assert_array_equal(outcome.per_query, reranked(run, outcome.settled)[0])
     assert not {0, 5} & set(asked)
 
 
@@ -158,12 +191,12 @@ def test_the_planted_setting_is_found(tmp_path):
         top_k=(DEPTH, 2), num_features=(None, 3), rule=("mutual",), max_distance=(None,),
         residual=(500.0, 9.0), model=("affine",), floor=(0.0,), fusion=(0.0, 1000.0),
     )  # fmt: skip
-    outcomes = try_settings.evaluate(run, search_space.grid(axes, run.rerank), tmp_path)
+    outcomes = try_settings.try_all(run, search_space.grid(axes, config_of(run)), tmp_path)
     best = try_settings.best_first(outcomes)[0]
     assert (best.setting.top_k, best.setting.num_features) == (DEPTH, None)
     assert (best.setting.verify.residual, best.setting.fusion) == (9.0, 0.0)
     assert best.figure == 100.0
-    before = try_settings.before(run)
+    before = run.first.per_query
     assert before.mean() == 0
     gained = try_settings.gain(best, before)
     assert gained == try_settings.Gain(100.0, 100.0, 100.0)
@@ -172,8 +205,8 @@ def test_the_planted_setting_is_found(tmp_path):
 
 def test_a_gain_that_may_be_none_means_no_reranking(tmp_path):
     run, _ = planted(helps=False)  # the positive is first already
-    outcomes = try_settings.evaluate(run, search_space.grid(Axes(), run.rerank), tmp_path)
-    best = tables.measured(try_settings.best_first(outcomes)[0], try_settings.before(run))
+    outcomes = try_settings.try_all(run, search_space.grid(Axes(), config_of(run)), tmp_path)
+    best = tables.measured(try_settings.best_first(outcomes)[0], run.first.per_query)
     assert best.gain.low <= 0
     assert try_settings.choose(best.outcome, best.gain) is None
     assert "no re-ranking" in tables.verdict("R@1", best)
@@ -245,8 +278,8 @@ def test_times_follow_top_k_and_shared_matching_counts_for_each(searched):
 def test_a_killed_search_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(saved_counts, "_PAIRS", 30)
     run, asked = planted()
-    settings = search_space.grid(replace(AXES, model=("affine",), residual=(None,)), run.rerank)
-    whole = try_settings.evaluate(run, settings, tmp_path / "whole")
+    settings = search_space.grid(replace(AXES, model=("affine",), residual=(None,)), config_of(run))
+    whole = try_settings.try_all(run, settings, tmp_path / "whole")
     calls = len(asked)
 
     class Killed(Exception):
@@ -260,22 +293,25 @@ def test_a_killed_search_goes_on(tmp_path, monkeypatch):
         if done > 150:
             raise Killed
 
-    with pytest.raises(Killed):
-        try_settings.evaluate(run, settings, tmp_path / "killed", progress=stop)
+    with monkeypatch.context() as patched:
+        patched.setattr(progress, "advance", stop)
+        with pytest.raises(Killed):
+            try_settings.try_all(run, settings, tmp_path / "killed")
     asked.clear()
-    progress: list[int] = []
-    again = try_settings.evaluate(run, settings, tmp_path / "killed", progress=progress.append)
+    with progress.bar("all", 10**9):
+        bar = progress._open[-1]
+        again = try_settings.try_all(run, settings, tmp_path / "killed")
     assert 0 < len(asked) < calls
     pairs = try_settings.shortlists(run, settings).pairs
-    assert sum(progress) == len(pairs) * len(search_space.geometries(settings))
+    assert bar.done == len(pairs) * len(search_space.geometries(settings))
     for first, second in zip(whole, again, strict=True):
         np.testing.assert_array_equal(first.per_query, second.per_query)
         assert first.floor == second.floor
     # Once more: nothing is counted, and the times are the same too. Nor for another order.
     asked.clear()
     other_order = [replace(setting, fusion=3.0, floor=1.0) for setting in settings]
-    try_settings.evaluate(run, [*other_order, *settings], tmp_path / "killed")
-    once_more = try_settings.evaluate(run, settings, tmp_path / "killed")
+    try_settings.try_all(run, [*other_order, *settings], tmp_path / "killed")
+    once_more = try_settings.try_all(run, settings, tmp_path / "killed")
     assert asked == []
     assert [o.ms for o in once_more] == [o.ms for o in again]
 
@@ -284,25 +320,27 @@ def test_counts_are_kept_by_all_they_depend_on(tmp_path):
     run, asked = planted()
     few = replace(AXES, top_k=(3,), num_features=(None,), residual=(None,), floor=(0.0,))
     one, two = (replace(few, model=m) for m in (("affine",), ("affine", "homography")))
-    settings = search_space.grid(one, run.rerank)
-    try_settings.evaluate(run, settings, tmp_path)
+    settings = search_space.grid(one, config_of(run))
+    try_settings.try_all(run, settings, tmp_path)
     assert len(list(tmp_path.iterdir())) == 2  # one for each matching
+    rows, similarity = run.first.ranking.rows, run.first.ranking.similarity
+    reversed_rows = Ranking(rows[:, ::-1], similarity)
     for other in (
-        replace(run, result=run.result | {"feature_store": "another"}),
-        replace(run, ranked=replace(run.ranked, ranking=run.ranked.ranking[:, ::-1])),
-        replace(run, rerank=replace(run.rerank, match=MatchConfig(precision="float32"))),
-        replace(run, rerank=replace(run.rerank, verify=VerifyConfig(trials=9))),
+        replace(run, features=replace(run.features, store=Store(Path("another"), MADE_BY))),
+        replace(run, steps=(replace(run.first, ranking=reversed_rows),)),
+        with_config(run, match=MatchConfig(precision="float32")),
+        with_config(run, verify=VerifyConfig(trials=9)),
     ):
         asked.clear()
-        try_settings.evaluate(other, search_space.grid(one, other.rerank), tmp_path)
+        try_settings.try_all(other, search_space.grid(one, config_of(other)), tmp_path)
         assert asked
     # A new model is added to the matchings that are there.
     asked.clear()
-    try_settings.evaluate(run, settings, tmp_path)
+    try_settings.try_all(run, settings, tmp_path)
     assert not asked
-    with_models = try_settings.evaluate(run, search_space.grid(two, run.rerank), tmp_path)
+    with_models = try_settings.try_all(run, search_space.grid(two, config_of(run)), tmp_path)
     assert asked
-    alone = try_settings.evaluate(run, search_space.grid(two, run.rerank), tmp_path / "alone")
+    alone = try_settings.try_all(run, search_space.grid(two, config_of(run)), tmp_path / "alone")
     for first, second in zip(with_models, alone, strict=True):
         np.testing.assert_array_equal(first.per_query, second.per_query)
 
@@ -311,11 +349,11 @@ def test_counts_are_kept_by_all_they_depend_on(tmp_path):
 def test_damaged_counts_are_named(tmp_path, damage):
     run, _ = planted()
     settings = [RerankConfig(top_k=2, floor=0.0)]
-    try_settings.evaluate(run, settings, tmp_path)
+    try_settings.try_all(run, settings, tmp_path)
     (file,) = tmp_path.iterdir()
     file.write_bytes(damage)
     with pytest.raises(InputError, match=rf"{file.name} cannot be read .*delete it"):
-        try_settings.evaluate(run, settings, tmp_path)
+        try_settings.try_all(run, settings, tmp_path)
 
 
 def test_bad_input_is_said():
@@ -324,21 +362,23 @@ def test_bad_input_is_said():
     with pytest.raises(InputError, match="run: tuning needs labels"):
         try_settings.check_labels(without)
     with pytest.raises(InputError, match="without --no_rerank"):
-        try_settings.evaluate(
-            replace(run, rerank=None, local=None), [RerankConfig()], Path("nowhere")
-        )
-    settings = search_space.grid(replace(AXES, top_k=(5, 50)), run.rerank)
+        try_settings.try_all(replace(run, verified=None), [RerankConfig()], Path("nowhere"))
+    settings = search_space.grid(replace(AXES, top_k=(5, 50)), config_of(run))
     with pytest.raises(InputError, match=r"--top_k 50: run has .*first 6 .*again with --top_k 50"):
         try_settings.check_depth(run, settings)
     with pytest.raises(InputError, match="the photos of run"):
         try_settings.check_comparable(run, run)
     other, _ = planted(seed=1)
     try_settings.check_comparable(run, other)
-    other.result["protocol"]["extraction"] = {"local_scales": [1]}
+    stamp = replace(other.protocol, settings={"extraction": {"local_scales": [1]}})
     with pytest.raises(InputError, match="another extraction"):
-        try_settings.check_comparable(run, other)
+        try_settings.check_comparable(run, replace(other, protocol=stamp))
+    store = Store(Path("sift"), replace(MADE_BY, extractor="sift"))
+    sift = replace(other, features=replace(other.features, store=store))
+    with pytest.raises(InputError, match="another local features than run"):
+        try_settings.check_comparable(run, sift)
     with pytest.raises(InputError, match="residual -1"):
-        search_space.grid(replace(AXES, residual=(-1.0,)), run.rerank)
+        search_space.grid(replace(AXES, residual=(-1.0,)), config_of(run))
 
 
 def test_flags_are_the_axes():
@@ -356,7 +396,8 @@ def test_flags_are_the_axes():
         (None, 3.0), (0.0, 2.0),
     )  # fmt: skip
     assert asked.axes == expected
-    assert (asked.threads, asked.output, asked.test_run) == (3, Path("out"), Path("other"))
+    assert asked.resources.threads == 3
+    assert (asked.output, asked.test_run) == (Path("out"), Path("other"))
 
 
 def test_weights_that_are_no_file_are_named_by_their_flag(tmp_path):
@@ -383,7 +424,7 @@ def test_bad_flags_are_named(words, message, capsys):
 def test_report_and_picture_show_every_setting(searched):
     run, settings, outcomes = searched
     outcomes = try_settings.best_first(outcomes)
-    best = tables.measured(outcomes[0], try_settings.before(run))
+    best = tables.measured(outcomes[0], run.first.per_query)
     lines = tables.best_table(outcomes, "R@1").splitlines()
     assert lines[0].split() == ["R@1", "ms", *search_space.NAMES]
     assert lines[1].split()[0] == f"{best.outcome.figure:.1f}"

@@ -9,15 +9,21 @@ import cv2
 import numpy as np
 import pytest
 
-from retrieval import feature_folders, metrics
+import compare
+import show
+from retrieval import metrics
+from retrieval.commands import tree_flags
 from retrieval.configs.describe import SiftConfig
 from retrieval.configs.rank import ExpandConfig, TreeConfig
+from retrieval.data.photo_sets import open_revisited
 from retrieval.errors import InputError
+from retrieval.evaluation import Evaluation
+from retrieval.feature_folders import made_from, open_features, point_to
 from retrieval.features import FeatureStore, LocalFeatures
+from retrieval.reranking import rerank
 from voc_tree import expansion, grid, main, pipeline
 from voc_tree.SIFT import get_descriptor
 from voc_tree.SIFT.sift import Sift
-from voc_tree.test_set import open_test_set
 
 PLACES, VIEWS = 4, 4
 
@@ -76,23 +82,27 @@ def search(folder, features, *flags):
     arguments = [str(folder), "--root-directory", str(features / "sift"), "--test-datasets=walls"]
     arguments += ["--tree-height", "3", "--tree-branch", "6", "--output", str(folder / "out.txt")]
     main.main([*arguments, *flags])
-    return json.loads((folder / "result.json").read_text())["walls"]
+    return Evaluation.open(folder / "walls")
 
 
-def test_the_chain_finds_the_walls(features, tmp_path):
+def test_the_chain_finds_the_walls(features, tmp_path, caplog):
+    caplog.set_level("INFO")
     result = search(tmp_path, features, "--rerank-num", "10", "--expand")
-    assert list(result["figures"]) == ["words", "verified", "expanded"]
-    for step in result["figures"].values():
-        assert step["M"]["mAP"] > 90
-    assert result["database_images_without_features"] == 1
-    assert result["protocol"]["tree"]["tree_branch"] == 6
-    assert result["protocol"]["features"]["feature_num"] == 500
-    assert {"versions", "commit"} <= result["protocol"].keys()
+    assert [step.name for step in result.steps] == ["words", "verified", "expanded"]
+    for step in result.steps:
+        assert step.figures["mAP M"] > 90
+    assert "1 database images without features rank last" in result.notes
+    assert result.protocol.settings["tree"]["tree_branch"] == 6
+    assert result.protocol.settings["features"]["settings"]["feature_num"] == 500
+    assert result.verified.num_inliers.shape == (PLACES, 10)
+    assert len(result.local()[1].queries[0]) > 100
     lines = (tmp_path / "out.txt").read_text().splitlines()
     assert any(re.fullmatch(r">> Training finished in [\d.]+ s", line) for line in lines)
     form = r">> walls: mAP E: [\d.]+, M: [\d.]+, H: [\d.]+"
     assert sum(bool(re.fullmatch(form, line)) for line in lines) == 3
     assert any(line.startswith(">> walls: mP@k[1, 5, 10] E: [") for line in lines)
+    assert (tmp_path / "command.txt").is_file()
+    assert "# voctree" in (tmp_path / "info.log").read_text()
     page = (tmp_path / "walls" / "report.html").read_text()
     for text in ("expanded", "mP@10 H", "4 of 4 queries shown", "1 database images without"):
         assert text in page
@@ -101,8 +111,8 @@ def test_the_chain_finds_the_walls(features, tmp_path):
 def test_no_train_takes_the_saved_tree(features, tmp_path):
     first = search(tmp_path, features, "--no-ransac")
     again = search(tmp_path, features, "--no-ransac", "--no-train")
-    assert first["figures"] == again["figures"]
-    assert list(first["figures"]) == ["words"]
+    assert first.first.figures == again.first.figures
+    assert [step.name for step in first.steps] == ["words"]
     assert "Training finished" not in (tmp_path / "out.txt").read_text()
     with pytest.raises(InputError, match="tree_branch 6, not 7"):
         search(tmp_path, features, "--no-train", "--tree-branch", "7")
@@ -112,24 +122,53 @@ def test_no_train_takes_the_saved_tree(features, tmp_path):
 
 def test_no_homo_verifies_by_the_fundamental_matrix(features, tmp_path):
     result = search(tmp_path, features, "--no-homo", "--rerank-num", "5")
-    assert result["protocol"]["rerank"]["verify"]["model"] == "fundamental"
-    assert result["protocol"]["rerank"]["top_k"] == 5
+    assert result.verified.config.verify.model == "fundamental"
+    assert result.verified.config.top_k == 5
+
+
+def settings_of(words):
+    return tree_flags.read_row(words).settings
 
 
 def test_lowes_test_is_for_sift():
-    sift = grid.parse_row("").suited_to({"extractor": "sift"})
-    assert sift.rerank.match.ratio == 0.9
-    assert grid.parse_row("").suited_to({"extractor": "delf"}).rerank.match.ratio is None
-    assert grid.parse_row("--ratio 1").suited_to({"extractor": "sift"}).rerank.match.ratio == 1
-    assert grid.parse_row("--no-ransac").suited_to({"extractor": "sift"}).rerank is None
+    assert settings_of("").suited_to("sift").rerank.match.ratio == 0.9
+    assert settings_of("").suited_to("delf").rerank.match.ratio is None
+    assert settings_of("--ratio 1").suited_to("sift").rerank.match.ratio == 1
+    assert settings_of("--no-ransac").suited_to("sift").rerank is None
 
 
-def test_s2_is_every_setting_of_s2(features, tmp_path):
-    protocol = search(tmp_path, features, "--s2", "--rerank-num", "5")["protocol"]
-    assert protocol["score"]["score"] == "l1"
-    assert protocol["rerank"]["match"]["rule"] == "one_way"
-    assert protocol["rerank"]["verify"]["residual"] == 4
-    assert protocol["floor"] == 0
+@pytest.mark.parametrize("flag", ["--original", "--s2"])
+def test_the_original_is_every_setting_of_delf_pytorch(features, tmp_path, flag):
+    result = search(tmp_path, features, flag, "--rerank-num", "5")
+    assert result.protocol.settings["score"]["score"] == "l1"
+    assert result.verified.config.match.rule == "one_way"
+    assert result.verified.config.verify.residual == 4
+    assert result.verified.config.floor == 0
+
+
+def test_pictures_and_comparisons_take_its_runs(features, tmp_path):
+    search(tmp_path / "few", features, "--rerank-num", "5")
+    search(tmp_path / "more", features, "--rerank-num", "12", "--expand")
+    runs = [str(tmp_path / name / "walls") for name in ("few", "more")]
+    for picture, *words in (
+        ("recalls",),
+        ("positives",),
+        ("rerank", "--query", "1"),
+        ("matches", "--query", "1"),
+        ("attention", "--query", "1"),
+    ):
+        output = tmp_path / f"{picture}.png"
+        show.main([picture, "--run", runs[1], *words, "--output", str(output)])
+        assert output.stat().st_size > 10_000
+    compare.main([*runs, f"{runs[1]}:words", "--output_dir", str(tmp_path / "both")])
+    lines = (tmp_path / "both" / "compare.csv").read_text().splitlines()
+    assert len(lines) == 1 + PLACES
+    table = (tmp_path / "both" / "compare.md").read_text()
+    for text in (*runs, "mAP M", "to row above"):
+        assert text in table
+    assert "Better" in (tmp_path / "both" / "compare.html").read_text()
+    with pytest.raises(InputError, match=r"no step nothing; it has words, verified, expanded"):
+        compare.main([runs[1], f"{runs[1]}:nothing"])
 
 
 def test_commands_run_as_written(data, tmp_path):
@@ -158,36 +197,36 @@ def test_bad_input(features, data, tmp_path):
         get_descriptor.main([str(tmp_path), "--data-root", str(data), "--test-datasets", "wall"])
 
 
-def test_missing_features_of_an_image(data, tmp_path):
-    store = FeatureStore.open(tmp_path / "walls", {})
+def test_missing_features_of_a_photo(features, data, tmp_path):
+    photos = open_revisited(data / "test" / "walls")
+    store = FeatureStore.open(tmp_path / "walls", made_from(photos, "sift", {}))
     nothing = LocalFeatures(np.zeros((0, 2)), np.zeros((0, 4)), np.zeros(0), (8, 8))
     with store.writer() as writer:
-        writer.put("query/p0_0", nothing)
-    folder = feature_folders.find_test_set(data, "walls")
-    feature_folders.write_feature_folder(tmp_path, "walls", store, folder, {})
-    with pytest.raises(InputError, match=r"no features of 3 of 4 images.*such as query/p0_0"):
-        open_test_set(tmp_path, "walls")
+        writer.put("query/p0_0.jpg", nothing)
+    point_to(store)
+    with pytest.raises(InputError, match=r"no features of 16 of 17 photos \(the first is query/p1"):
+        pipeline.WordSearch(*open_features(tmp_path, "walls"))
 
 
 def test_a_grid(features, tmp_path):
     root = f"--root-directory {features / 'sift'} --tree-height 2 --tree-branch 8 --rerank-num 5"
-    arguments = [str(tmp_path), "--test-datasets", "walls", "--row", f"{root} --s2"]
+    arguments = [str(tmp_path), "--test-datasets", "walls", "--row", f"{root} --original"]
     grid.main([*arguments, "--row", root, "--vary", "--ht 16 24", "--vary", "--words 1 2"])
     lines = (tmp_path / "grid_walls.txt").read_text().splitlines()
     assert len(lines) == 2 + 8
-    assert "--s2 --ht 16 --words 1" in lines[2]
+    assert "--original --ht 16 --words 1" in lines[2]
     rows = json.loads((tmp_path / "grid_walls.json").read_text())["rows"]
-    assert len(rows[0]["average_precision_M"]) == PLACES
+    assert len(rows[0]["per_query"]) == PLACES
     assert rows[7]["protocol"]["score"]["words"] == 2
     mean, low, high = metrics.paired_interval(
-        np.array(rows[5]["average_precision_M"]), np.array(rows[4]["average_precision_M"]), 0.9
+        np.array(rows[5]["per_query"]), np.array(rows[4]["per_query"]), 0.9
     )
     assert f"{mean:+.1f} [{low:+.1f}, {high:+.1f}] | `{root} --ht 16 --words 2`" in lines[7]
     with pytest.raises(InputError, match="--vary"):
         grid.main([*arguments, "--vary", "16"])
 
 
-def test_sift_is_s2s_by_default():
+def test_sift_is_that_of_delf_pytorch_by_default():
     picture = wall(0)
     found = Sift(SiftConfig())(picture)
     gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
@@ -230,22 +269,22 @@ def test_directories_tell_settings_apart():
 
 
 def test_expansion_takes_what_lies_in_the_query(features):
-    photos = open_test_set(features / "sift", "walls")
-    settings = grid.parse_row("--model affine --floor 0 --rerank-num 12")
-    query, image = photos.queries[0], photos.database[0]
+    _, stored = open_features(features / "sift", "walls")
+    settings = settings_of("--model affine --floor 0 --rerank-num 12")
+    query, image = stored.queries[0], stored.database[0]
     found = expansion.expanded(query, [image], settings.rerank)
     assert len(query) < len(found) <= len(query) + len(image)
     np.testing.assert_array_equal(found[: len(query)], query.descriptors)
-    tree = pipeline.train_tree(photos, TreeConfig(2, 8))
-    index = pipeline.index_database(photos, tree, settings.score)
-    ranked = pipeline.rank(photos, index)
-    verified = pipeline.verify(photos, ranked, settings.rerank)
+    tree = pipeline.train_tree(stored, TreeConfig(2, 8))
+    index = pipeline.index_database(stored.database, tree, settings.score)
+    ranked = pipeline.rank(stored.queries, index)
+    verified = rerank(ranked, stored.queries, stored.database, settings.rerank)
     config = ExpandConfig(expand_inliers=10_000)
-    same = pipeline.expand(photos, index, ranked, verified, config, settings.rerank)
-    np.testing.assert_array_equal(same.ranking, verified.ranking)
+    same = pipeline.expand(stored, index, ranked, verified, config, settings.rerank)
+    np.testing.assert_array_equal(same.rows, verified.ranking.rows)
     config = ExpandConfig()
-    grown = pipeline.expand(photos, index, ranked, verified, config, settings.rerank)
-    np.testing.assert_array_equal(np.sort(grown.ranking), np.sort(ranked.ranking))
+    grown = pipeline.expand(stored, index, ranked, verified, config, settings.rerank)
+    np.testing.assert_array_equal(np.sort(grown.rows), np.sort(ranked.rows))
 
 
 def test_verified_images_come_first():

@@ -1,1 +1,1 @@
-"""S2's commands: fine-tune a network for retrieval, train its attention, extract its features."""
+"""DELF: fine-tune a network for retrieval, train its attention, extract its features."""

@@ -2,19 +2,26 @@
 
 The map is weighted by the attention before it is pooled; the fine-tuned weights stay as they are
 unless --train-all. Takes the flags of example.finetuning, and --param-directory: its DIR.
+
+Examples:
+    python3 -m example.attention ./attention_models --backbone resnet18 --param-directory ./models
+    python3 -m example.attention ./attention_models --layer layer3 --param-directory ./models
 """
+
+from retrieval.commands import delf_flags, script
+
+if __name__ == "__main__":  # -h need not wait for what is imported below
+    script.answer(delf_flags.read_attention, __doc__)
 
 from collections.abc import Sequence
 
-from example import options
-from example.finetuning import tune
-from retrieval.commands.script import run
+from example import finetuning
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train the attention."""
-    tune(options.read_tuning(__doc__, argv, attention=True))
+    finetuning.main(argv, __doc__, delf_flags.read_attention)
 
 
 if __name__ == "__main__":
-    run(main)
+    script.run(main)

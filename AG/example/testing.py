@@ -1,33 +1,34 @@
-"""Testing a network on revisited sets: descriptors, ranking, S2's lines, result.json."""
+"""Testing a network on revisited sets: descriptors, ranking, whitening, the printed lines."""
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from example.options import Options
-from retrieval import evaluation, extraction, metrics, progress, protocol, report, search
+from retrieval import evaluation, extraction, global_search, progress
+from retrieval.commands.delf_flags import TestSettings
 from retrieval.configs.describe import ExtractConfig
-from retrieval.data.photo_sets import PhotoSet, open_revisited
+from retrieval.configs.judge import EvaluationConfig
+from retrieval.configs.run import Resources
+from retrieval.data.photo_sets import PhotoSet, as_photos, find_test_set, open_revisited
 from retrieval.data.sfm_pairs import SfmPairs, read_pairs
-from retrieval.feature_folders import find_test_set
+from retrieval.errors import InputError
+from retrieval.evaluation import Evaluation
+from retrieval.global_search import Descriptors
 from retrieval.networks.delf import Delf, MultiScale
 from retrieval.report import revisited_lines
+from retrieval.saved_run import read_result
 from retrieval.whitening import Projection, learn_whitening
 
 log = logging.getLogger(__name__)
 
-RESULT = "result.json"
-TEST_SIZE = 1024  # longest side of test images, as in cirtorch
-
 
 def networks_in_words(meta: Mapping[str, Any]) -> str:
-    """The block that S2 prints of a network."""
+    """The block that delf_pytorch prints of a network."""
     lines = [">>>> used networks: ", "  (meta): dict( "]
     lines += [f"     {name}: {value}" for name, value in meta.items()]
     return "\n".join([*lines, "  )"])
@@ -42,17 +43,18 @@ def describe(
     model: Delf,
     paths: Sequence[Path],
     config: ExtractConfig,
+    resources: Resources,
     multiscale: tuple[float, ...] = (1.0,),
 ) -> np.ndarray:
     """(N, D) float32 descriptors of unit norm."""
     network = MultiScale(model, multiscale)
     with progress.bar("descriptors", len(paths)):
-        return extraction.global_descriptors(network, paths, config, progress=progress.advance)
+        return extraction.global_descriptors(network, as_photos(paths), config, resources)
 
 
 @dataclass(frozen=True)
 class Test:
-    """Tests a network on all sets of a command.
+    """Tests a network on all sets of a command; an `Evaluation` each, in FOLDER/test/NAME.
 
     whiten_pairs: photos to learn a whitening on, or None. stored: a whitening that came with the
     weights, used until they have been trained.
@@ -60,46 +62,59 @@ class Test:
 
     sets: dict[str, PhotoSet]
     extract: ExtractConfig
+    resources: Resources
     multiscale: tuple[float, ...]
-    seed: int
     source: str
     whiten_pairs: SfmPairs | None = None
     stored: Projection | None = None
     whiten_config: ExtractConfig = field(default_factory=ExtractConfig)
 
-    def is_done(self, epoch: int, folder: Path) -> bool:
-        """Whether ``folder`` has the figures of all sets after ``epoch``."""
-        if not self.sets:
-            return True
-        file = folder / RESULT
-        found = json.loads(file.read_text()) if file.is_file() else {"epoch": None, "figures": {}}
-        return found["epoch"] == epoch and self.sets.keys() <= found["figures"].keys()
+    __test__ = False  # not for pytest
 
-    def __call__(self, model: Delf, epoch: int, folder: Path) -> dict[str, Any]:
-        """Log S2's lines, write ``folder``/result.json; the figures by name of the set."""
+    def is_done(self, epoch: int, folder: Path) -> bool:
+        """Whether ``folder`` has the evaluations of all sets after ``epoch``."""
+        for name in self.sets:
+            try:
+                settings = read_result(folder / "test" / name)["protocol"]["settings"]
+            except InputError:
+                return False
+            if settings.get("epoch") != epoch:
+                return False
+        return True
+
+    def __call__(self, model: Delf, epoch: int, folder: Path) -> dict[str, Evaluation]:
+        """Log the lines of delf_pytorch, save and return the evaluations by name of the set."""
         whitening = self._whitening(model, epoch)
-        figures: dict[str, Any] = {}
-        stamps = {}
-        network = MultiScale(model, self.multiscale)
+        found = {}
+        lines = [f"# {epoch}"]
         for name, photos in self.sets.items():
-            count = len(photos.database)
-            ranked = evaluation.rank(network, photos, self.extract, count)
-            figures[name] = metrics.evaluate_revisited(ranked.ranking, photos.ground_truth)
-            if whitening is not None:
-                queries, database = (
-                    whitening(torch.from_numpy(x)).numpy()
-                    for x in (ranked.queries, ranked.database)
-                )
-                ranking, _ = search.knn(queries, database, count)
-                whitened = metrics.evaluate_revisited(ranking, photos.ground_truth)
-                figures[f"{name} + whiten"] = whitened
-            stamps[name] = protocol.protocol(model, photos, self.extract, self.seed, self.source)
-            stamps[name] |= {"multiscale": list(self.multiscale), "queries": "cropped to bbx"}
-        lines = [line for name, of in figures.items() for line in revisited_lines(name, of)]
-        log.info("%s", "\n".join([f"# {epoch}", *lines]))
-        content = {"epoch": epoch, "figures": figures, "protocol": stamps}
-        report.write_json(folder / RESULT, content)
-        return figures
+            run = self._evaluate(model, photos, whitening)
+            told = {"epoch": epoch, "multiscale": list(self.multiscale)}
+            stamp = replace(run.protocol, settings={**run.protocol.settings, **told})
+            found[name] = replace(run, protocol=stamp).save(folder / "test" / name)
+            for step in run.steps:
+                shown = name if step is run.first else f"{name} + whiten"
+                lines += revisited_lines(shown, step.figures)
+        log.info("%s", "\n".join(lines))
+        return found
+
+    def _evaluate(self, model: Delf, photos: PhotoSet, whitening: Projection | None) -> Evaluation:
+        """Steps "global" and, with a whitening, "whitened"."""
+        network = MultiScale(model, self.multiscale)
+        described = global_search.describe_set(network, photos, self.extract, self.resources)
+        config = EvaluationConfig(self.extract, rerank=None)
+        run = global_search.evaluate(
+            model, photos, config, weights=self.source, described=described
+        )
+        if whitening is None:
+            return run
+        queries, database = (
+            whitening(torch.from_numpy(rows)).numpy()
+            for rows in (described.queries, described.database)
+        )
+        whitened = Descriptors(queries, database)
+        ranked = global_search.rank(whitened, len(photos.database), progress.Clock())
+        return replace(run, steps=(*run.steps, evaluation.score("whitened", ranked, photos)))
 
     def _whitening(self, model: Delf, epoch: int) -> Projection | None:
         if epoch == 0 and self.stored is not None:
@@ -107,21 +122,26 @@ class Test:
         if self.whiten_pairs is None:
             return None
         pairs = self.whiten_pairs
-        vectors = describe(model, pairs.paths, self.whiten_config, self.multiscale)
+        config, resources = self.whiten_config, self.resources
+        vectors = describe(model, pairs.paths, config, resources, self.multiscale)
         return learn_whitening(vectors, pairs.queries, pairs.positives)
 
 
-def make_test(asked: Options, source: str, stored: Mapping[tuple[str, str], Projection]) -> Test:
-    """The test that a command's flags ask for."""
-    whiten = asked.run.test_whiten
-    folder = asked.data_root / "train" / whiten
+def make_test(
+    settings: TestSettings,
+    resources: Resources,
+    source: str,
+    stored: Mapping[tuple[str, str], Projection],
+) -> Test:
+    """The test by these settings of a network from ``source``, with the whitenings stored in it."""
+    whiten = settings.whiten
     return Test(
-        open_test_sets(asked.data_root, asked.test_datasets),
-        asked.extraction(TEST_SIZE),
-        asked.multiscale,
-        asked.tune.seed,
+        open_test_sets(settings.data_root, settings.names),
+        settings.extract,
+        resources,
+        settings.scales,
         source,
-        read_pairs(folder, "whiten") if whiten else None,
-        stored.get((whiten, "ss" if len(asked.multiscale) == 1 else "ms")),
-        asked.extraction(asked.tune.image_size),
+        read_pairs(settings.data_root / "train" / whiten, "whiten") if whiten else None,
+        stored.get((whiten, "ss" if len(settings.scales) == 1 else "ms")),
+        settings.whiten_extract,
     )

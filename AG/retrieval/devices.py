@@ -1,8 +1,6 @@
-"""Where the work is done: devices, precision, the workers that load, and memory that is kept."""
+"""Where the work is done: devices, precision, workers that load."""
 
 import contextlib
-import ctypes
-import os
 import signal
 
 import torch
@@ -39,17 +37,3 @@ def quiet_worker(worker: int) -> None:
     """Let a loader's worker leave Ctrl-C to the main process, and take one thread only."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep freed memory for the next allocation instead of giving it back each time.
-
-    A network's maps are large, so by default each is mapped anew and its pages are faulted in. On
-    virtual machines that can cost several times what the layers do. Elsewhere (macOS, musl) there
-    is no such setting and nothing is done.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if mallopt is not None:
-        trim_threshold, mmap_threshold = -1, -3  # names of the parameters in malloc.h
-        mallopt(mmap_threshold, 1 << 30)
-        mallopt(trim_threshold, (1 << 31) - 1)

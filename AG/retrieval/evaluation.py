@@ -1,231 +1,351 @@
-"""Evaluation: descriptors, nearest neighbours, re-ranking, figures; and what they were made by."""
+"""The value of an evaluation: what was ranked, step by step, how good it is, and what it hangs on.
 
-import functools
-import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+    RUN/result.json    figures, protocol, which photos, which local features
+    RUN/rankings.npz   the ranking of each step, its similarities, and the inliers
+
+Whatever ranks photos makes one (`global_search.evaluate`, the visual words' `pipeline.search`);
+reports, pictures, tuning, tables and comparisons take one.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from retrieval import checkpoint, extraction, metrics, progress, rerank, search
-from retrieval.configs.describe import ExtractConfig, PcaConfig
-from retrieval.configs.rank import RerankConfig
-from retrieval.data import images
-from retrieval.data.photo_sets import PhotoSet
+from retrieval import metrics
+from retrieval.configs.rank import MatchConfig, RerankConfig, VerifyConfig
+from retrieval.data.photo_sets import PhotoSet, open_set
 from retrieval.data.positives import Positives
 from retrieval.errors import InputError
-from retrieval.features import FeatureStore, LocalFeatures
-from retrieval.networks.interface import GlobalNetwork, Network
-from retrieval.progress import Clock
-from retrieval.rerank import Reranking
-from retrieval.whitening import Projection, learn_pca
-
-log = logging.getLogger(__name__)
+from retrieval.feature_folders import SetFeatures, source_as_json, source_from_json
+from retrieval.files import command_line, write_atomically, write_json
+from retrieval.protocol import Protocol
+from retrieval.reranking import Reranking
+from retrieval.saved_run import (
+    RANKINGS,
+    REMEDY,
+    RESULT,
+    VERSION,
+    check_unchanged,
+    open_features,
+    read_arrays,
+    read_result,
+)
+from retrieval.search import Ranking
 
 
 @dataclass(frozen=True)
-class Ranked:
-    """The global ranking of an `PhotoSet`: (Q, K) rows, best first, and similarities.
+class Step:
+    """One step of an evaluation: a ranking of all queries, and how good it is.
 
-    A query that could not be decoded has the row -1 throughout and similarity -inf.
+    name:      "global", "reranked"; "words", "verified", "expanded".
+    figures:   in percent: ``R@1`` …, or ``mAP E``, ``mP@1 E`` … of revisited sets; empty without
+               labels.
+    per_query: (Q,) what a paired comparison compares: 100 where R@1 hits, else 0; or the AP of
+               protocol M, nan without positives. Empty without labels.
     """
 
-    ranking: np.ndarray
-    similarity: np.ndarray
-    queries: np.ndarray
-    database: np.ndarray
-
-
-def rank(
-    model: GlobalNetwork,
-    photos: PhotoSet,
-    config: ExtractConfig,
-    k: int,
-    *,
-    skipped: list[str] | None = None,
-    clock: Clock | None = None,
-) -> Ranked:
-    """Global descriptors of all images, then exact k nearest neighbours."""
-    clock = clock or Clock()
-    count = len(photos.queries) + len(photos.database)
-    with (
-        clock.stage("global descriptors", count),
-    ):
-        describe = functools.partial(
-            extraction.global_descriptors, model, skipped=skipped, progress=progress.advance
-        )
-        database = describe(photos.database, config)
-        queries = describe(photos.queries, config, photos.query_boxes)
-    with clock.stage("nearest neighbours"):
-        ranking, similarity = _knn_of_sound(queries, database, k)
-    return Ranked(ranking, similarity, queries, database)
-
-
-def _knn_of_sound(
-    queries: np.ndarray, database: np.ndarray, k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """`try_settings.knn` without the images that were skipped, whose descriptors are zero."""
-    rows = np.flatnonzero(database.any(axis=1))
-    if len(rows) == 0:
-        raise InputError(f"none of the {len(database)} database images could be decoded")
-    asked = queries.any(axis=1)
-    found, near = search.knn(queries[asked], database[rows], k)
-    ranking = np.full((len(queries), found.shape[1]), -1, np.int64)
-    similarity = np.full(ranking.shape, -np.inf, np.float32)
-    ranking[asked], similarity[asked] = rows[found], near
-    return ranking, similarity
-
-
-def learn_projection(
-    model: Network, pca: PcaConfig, config: ExtractConfig, clock: Clock
-) -> Projection | None:
-    """The projection of local descriptors that ``pca`` asks for, if it names photos."""
-    if pca.pca_photos is None:
-        return None
-    paths = images.list_images(pca.pca_photos)
-    with clock.stage("projection", len(paths)):
-        samples = extraction.local_descriptors(model, paths, config, progress=progress.advance)
-    return learn_pca(samples, pca.pca_dim, pca.pca_power)
-
-
-def open_store(
-    folder: Path,
-    model: Network,
-    photos: PhotoSet,
-    config: ExtractConfig,
-    projection: Projection | None = None,
-) -> FeatureStore:
-    """The store of the local features of these photos by this model in this setting."""
-    key = {
-        "weights": checkpoint.weights_hash(model.state_dict()),
-        "photos": photos.fingerprint(),
-        "folder": str(photos.folder.resolve()),
-        "resize": [config.resize, config.size],
-        "local_scales": list(config.local_scales),
-        "max_features": config.max_features,
-        "min_score": config.min_score,
-        "precision": config.precision,
-        "projection": None if projection is None else projection.fingerprint(),
-    }
-    return FeatureStore.open(folder, key)
+    name: str
+    ranking: Ranking
+    figures: Mapping[str, float]
+    per_query: np.ndarray
 
 
 @dataclass(frozen=True)
-class LocalSource:
-    """Local features of an `PhotoSet` by row, out of a store; none for skipped images."""
+class Verified:
+    """What geometric verification found.
 
-    queries: Callable[[int], LocalFeatures]
-    database: Callable[[int], LocalFeatures]
+    config:         how it was done; its floor is the one that was in force.
+    num_inliers:    (Q, k) int64, of the first k entries of the first step's ranking.
+    ms_per_pair:    milliseconds a pair, by the clock.
+    thread_seconds: of processor, for "loading", "matching" and "verification", and "elapsed".
+    """
+
+    config: RerankConfig
+    num_inliers: np.ndarray
+    ms_per_pair: float
+    thread_seconds: Mapping[str, float]
 
 
-def local_features(
-    model: Network,
-    photos: PhotoSet,
-    candidates: np.ndarray,
-    store: FeatureStore,
-    config: ExtractConfig,
-    projection: Projection | None = None,
-    *,
-    skipped: list[str] | None = None,
-    clock: Clock | None = None,
-) -> LocalSource:
-    """Local features of the queries and of the database rows in ``candidates``, each image once."""
-    rows = np.unique(candidates[candidates >= 0])
-    query_ids, database_ids = photos.query_ids, photos.database_ids
-    total = len(query_ids) + len(rows)
-    with (
-        (clock or Clock()).stage("local features", total),
-    ):
-        extract = functools.partial(
-            extraction.extract_local_features,
-            model,
-            store=store,
-            config=config,
-            projection=projection,
-            skipped=skipped,
-            progress=progress.advance,
+@dataclass(frozen=True)
+class Comparison:
+    """A paired difference of two steps or runs on the same queries.
+
+    metric: what ``per_query`` holds. difference, low, high: in percent points, with a bootstrap
+    interval at ``level``. helped, hurt, unchanged: (n,) query rows by whether the rank of their
+    first positive fell, rose or stayed.
+    """
+
+    metric: str
+    difference: float
+    low: float
+    high: float
+    level: float
+    helped: np.ndarray
+    hurt: np.ndarray
+    unchanged: np.ndarray
+
+    def in_words(self) -> str:
+        """``R@1 +35.8 [+30.8, +40.8] (paired, 95 %)``."""
+        return (
+            f"{self.metric} {self.difference:+.1f} [{self.low:+.1f}, {self.high:+.1f}] "
+            f"(paired, {100 * self.level:g} %)"
         )
-        extract(photos.queries, query_ids, boxes=photos.query_boxes)
-        extract([photos.database[row] for row in rows], [database_ids[row] for row in rows])
-    return local_source(photos, store)
 
 
-def local_source(photos: PhotoSet, store: FeatureStore) -> LocalSource:
-    """The local features that a store has of these photos."""
-    query_ids, database_ids = photos.query_ids, photos.database_ids
-    nothing = LocalFeatures(
-        np.empty((0, 2), np.float32), np.empty((0, 1), np.float32), np.empty(0, np.float32), (1, 1)
-    )
+@dataclass(frozen=True)
+class Evaluation:
+    """An evaluation of one photo set.
 
-    def lookup(ids: Sequence[str], row: int) -> LocalFeatures:
-        return store[ids[row]] if ids[row] in store else nothing
+    steps:    in their order, at least one.
+    seconds:  by the clock, of each stage of the work.
+    verified: what verification found, or None.
+    features: the local features of its photos, or None.
+    skipped:  names of photos that could not be decoded.
+    notes:    sentences on what stands out.
+    command:  the command line that made it; empty in Python.
+    folder:   where it lies; None while it is not saved.
+    """
 
-    # A database image is a candidate of many queries; a query is asked for once.
-    return LocalSource(
-        functools.partial(lookup, query_ids),
-        functools.lru_cache(maxsize=4096)(functools.partial(lookup, database_ids)),
-    )
+    title: str
+    photos: PhotoSet
+    steps: tuple[Step, ...]
+    protocol: Protocol
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    verified: Verified | None = None
+    features: SetFeatures | None = None
+    skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    command: str = ""
+    folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        count = len(self.photos.queries)
+        if not self.steps:
+            raise ValueError("an evaluation needs at least one step")
+        for step in self.steps:
+            if len(step.ranking.rows) != count:
+                shape = step.ranking.rows.shape
+                raise ValueError(f"{step.name}: expected a ranking of {count} queries, not {shape}")
+
+    @property
+    def first(self) -> Step:
+        """The first step: the order that everything else starts from."""
+        return self.steps[0]
+
+    @property
+    def last(self) -> Step:
+        """The last step, by which a query is right or wrong."""
+        return self.steps[-1]
+
+    @property
+    def figures(self) -> dict[str, Mapping[str, float]]:
+        """The figures of each step that has some, by its name."""
+        return {step.name: step.figures for step in self.steps if step.figures}
+
+    @property
+    def rankings(self) -> dict[str, np.ndarray]:
+        """The ranking (Q, K) of each step, by its name."""
+        return {step.name: step.ranking.rows for step in self.steps}
+
+    @property
+    def metric(self) -> str:
+        """What paired comparisons compare."""
+        return "mAP M" if self.photos.protocol == "M" else "R@1"
+
+    @property
+    def place(self) -> str:
+        """Where it lies, or what it is called, for messages."""
+        return self.title if self.folder is None else str(self.folder)
+
+    def step(self, name: str) -> Step | None:
+        """The step of this name, if there is one."""
+        return next((step for step in self.steps if step.name == name), None)
+
+    def truth(self) -> Positives:
+        """What is right for each query (of protocol M in revisited sets); InputError if unknown."""
+        if self.photos.truth is None:
+            raise InputError(f"{self.place} has no labels: evaluate a set that has")
+        return self.photos.truth
+
+    def local(self) -> tuple[Verified, SetFeatures]:
+        """``verified`` and ``features``; InputError where there are none."""
+        if self.verified is None or self.features is None:
+            raise InputError(
+                f"{self.place} has no local features: run eval.py again without --no_rerank, or "
+                "voc_tree.main without --no-ransac"
+            )
+        return self.verified, self.features
+
+    def comparison(self) -> Comparison | None:
+        """What the last step changed against the first; None for one step, or without labels."""
+        if len(self.steps) < 2 or self.photos.truth is None:
+            return None
+        return compare(self.photos.truth, self.metric, self.first, self.last)
+
+    def save(self, folder: Path | str) -> "Evaluation":
+        """Write it into ``folder``, each file whole or not at all; the evaluation that lies there.
+
+        result.json comes last: a folder that has one is complete.
+        """
+        folder = Path(folder)
+        saved = replace(self, folder=folder, command=self.command or command_line())
+        arrays: dict[str, np.ndarray] = {}
+        for step in self.steps:
+            arrays[step.name] = step.ranking.rows
+            arrays[f"{step.name} similarity"] = step.ranking.similarity
+        if self.verified is not None:
+            arrays["inliers"] = self.verified.num_inliers
+        data = io.BytesIO()
+        np.savez_compressed(data, allow_pickle=False, **arrays)
+        write_atomically(folder / RANKINGS, data.getvalue())
+        write_json(folder / RESULT, _as_json(saved))
+        return saved
+
+    @classmethod
+    def open(cls, folder: Path | str, weights: str | None = None) -> "Evaluation":
+        """The evaluation in a run folder.
+
+        weights: a `checkpoint.weights_hash` that it must be of. Raises InputError where the folder
+        is no such run, its photos or features are no longer there or have changed, or it is of
+        other weights.
+        """
+        return _open(Path(folder), weights)
 
 
 def score(
-    ranking: np.ndarray, truth: dict[str, Positives], recall_values: Sequence[int] = (1, 5, 10, 20)
-) -> dict[str, float]:
-    """Recalls ``R@k``, or ``mAP E``, ``mP@1 E`` … of revisited sets; empty without labels."""
-    if "R" in truth:
-        recalls = metrics.recall_at_k(ranking, truth["R"], recall_values)
-        return {f"R@{k}": value for k, value in recalls.items()}
-    figures = metrics.evaluate_revisited(ranking, truth)
-    return {
-        f"{name} {protocol}": value
-        for protocol, values in figures.items()
-        for name, value in values.items()
+    name: str, ranking: Ranking, photos: PhotoSet, recall_values: Sequence[int] = (1, 5, 10, 20)
+) -> Step:
+    """A step of an evaluation: a ranking with its figures."""
+    truth, rows = photos.ground_truth, ranking.rows
+    if photos.protocol is None:
+        return Step(name, ranking, {}, np.empty(0))
+    if photos.protocol == "R":
+        recalls = metrics.recall_at_k(rows, truth["R"], recall_values)
+        hits = metrics.first_hit_rank(rows, truth["R"]) == 1
+        return Step(name, ranking, {f"R@{k}": v for k, v in recalls.items()}, 100.0 * hits)
+    figures = {
+        f"{figure} {protocol}": value
+        for protocol, values in metrics.evaluate_revisited(rows, truth).items()
+        for figure, value in values.items()
     }
-
-
-def per_query(ranking: np.ndarray, truth: dict[str, Positives]) -> np.ndarray:
-    """(Q,) what a paired comparison compares: 100 where R@1 hits, or the AP of protocol M."""
-    if "R" in truth:
-        return 100.0 * (metrics.first_hit_rank(ranking, truth["R"]) == 1)
-    return metrics.mean_average_precision(ranking, truth["M"])[1]
+    precision = metrics.mean_average_precision(rows, truth["M"])[1]
+    return Step(name, ranking, figures, precision)
 
 
 def compare(
-    before: np.ndarray, after: np.ndarray, truth: dict[str, Positives], names: Sequence[str]
-) -> dict[str, Any]:
-    """What re-ranking did: paired difference with 95 % interval; whom it helped and hurt."""
-    mean, low, high = metrics.paired_interval(per_query(after, truth), per_query(before, truth))
-    effect = rerank.effect(before, after, truth["R" if "R" in truth else "M"])
+    truth: Positives, metric: str, before: Step, after: Step, level: float = 0.95
+) -> Comparison:
+    """What ``after`` changed against ``before``; a query without any positive found ranks last."""
+    interval = metrics.paired_interval(after.per_query, before.per_query, level)
+    old, new = (metrics.first_hit_rank(step.ranking.rows, truth) for step in (before, after))
+    moved = (np.flatnonzero(rows) for rows in (new < old, new > old, new == old))
+    return Comparison(metric, *interval, level, *moved)
+
+
+def verified_by(found: Reranking, config: RerankConfig) -> Verified:
+    """What a re-ranking by ``config`` found, without its order."""
+    settled = replace(config, floor=found.floor)
+    return Verified(settled, found.num_inliers, found.ms_per_pair, found.seconds)
+
+
+def _as_json(run: Evaluation) -> dict[str, Any]:
+    comparison, verified, source = run.comparison(), run.verified, run.photos.source
     return {
-        "metric": "R@1" if "R" in truth else "mAP M",
-        "difference": mean,
-        "interval_95": [low, high],
-        "helped": [names[query] for query in effect.helped],
-        "hurt": [names[query] for query in effect.hurt],
-        "unchanged": len(effect.unchanged),
+        "version": VERSION,
+        "title": run.title,
+        "command": run.command,
+        "photos": None if source is None else source_as_json(source),
+        "metric": run.metric,
+        "steps": {
+            step.name: {
+                "figures": {name: _plain(value) for name, value in step.figures.items()},
+                "per_query": [_plain(value) for value in step.per_query],
+            }
+            for step in run.steps
+        },
+        "comparison": comparison
+        and {
+            "metric": comparison.metric,
+            "difference": comparison.difference,
+            "interval_95": [comparison.low, comparison.high],
+            "helped": len(comparison.helped),
+            "hurt": len(comparison.hurt),
+            "unchanged": len(comparison.unchanged),
+        },
+        "verified": verified
+        and {
+            "config": asdict(verified.config),
+            "pairs": int(verified.num_inliers.size),
+            "ms_per_pair": verified.ms_per_pair,
+            "thread_seconds": dict(verified.thread_seconds),
+        },
+        "features": None if run.features is None else str(run.features.store.folder.resolve()),
+        "seconds": dict(run.seconds),
+        "skipped": list(run.skipped),
+        "notes": list(run.notes),
+        "protocol": asdict(run.protocol),
     }
 
 
-def rerank_locally(
-    ranked: Ranked, local: LocalSource, config: RerankConfig, clock: Clock | None = None
-) -> Reranking:
-    """Re-rank the first ``config.top_k`` of each query by geometry, with a progress bar."""
-    asked = np.flatnonzero(ranked.ranking[:, 0] >= 0)
-    pairs = len(asked) * min(config.top_k, ranked.ranking.shape[1])
-    with (
-        (clock or Clock()).stage("re-ranking", pairs, "pairs"),
-    ):
-        found = rerank.rerank(
-            ranked.ranking[asked],
-            ranked.similarity[asked],
-            lambda row: local.queries(int(asked[row])),
-            local.database,
-            config,
-            progress=progress.advance,
+def _plain(value: float) -> float | None:
+    """JSON knows no nan."""
+    return None if np.isnan(value) else float(value)
+
+
+def _open(folder: Path, weights: str | None) -> Evaluation:
+    content = read_result(folder)
+    if content.get("photos", 0) is None:
+        raise InputError(
+            f"{folder}: its photos were put together in Python: nothing opens them again"
         )
-    ranking, similarity = ranked.ranking.copy(), ranked.similarity.copy()
-    ranking[asked], similarity[asked] = found.ranking, found.similarity
-    inliers = np.zeros((len(ranking), found.num_inliers.shape[1]), np.int64)
-    inliers[asked] = found.num_inliers
-    return replace(found, ranking=ranking, similarity=similarity, num_inliers=inliers)
+    try:
+        protocol = Protocol(**content["protocol"])
+        photos = open_set(source_from_json(content["photos"]), need_photos=False)
+        check_unchanged(folder, photos, protocol, weights)
+        arrays = read_arrays(folder, list(content["steps"]), photos)
+        steps = tuple(
+            Step(
+                name,
+                Ranking(arrays[name], arrays[f"{name} similarity"]),
+                {key: np.nan if v is None else v for key, v in told["figures"].items()},
+                np.array(told["per_query"], np.float64),
+            )
+            for name, told in content["steps"].items()
+        )
+        verified = _verified(content["verified"], arrays.get("inliers"))
+        features = None
+        if content["features"] is not None:
+            depth = 0 if verified is None else verified.num_inliers.shape[1]
+            heads = steps[0].ranking.rows[:, :depth]
+            features = open_features(folder, Path(content["features"]), photos, heads)
+        return Evaluation(
+            title=content["title"],
+            photos=photos,
+            steps=steps,
+            protocol=protocol,
+            seconds=content["seconds"],
+            verified=verified,
+            features=features,
+            skipped=tuple(content["skipped"]),
+            notes=tuple(content["notes"]),
+            command=content["command"],
+            folder=folder,
+        )
+    except (LookupError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{folder / RESULT}: not what an evaluation writes ({type(error).__name__}: {error}): "
+            f"{REMEDY}"
+        ) from error
+
+
+def _verified(told: Mapping[str, Any] | None, num_inliers: np.ndarray | None) -> Verified | None:
+    if told is None or num_inliers is None:
+        return None
+    values = dict(told["config"])
+    match, verify = MatchConfig(**values.pop("match")), VerifyConfig(**values.pop("verify"))
+    config = RerankConfig(**values, match=match, verify=verify)
+    return Verified(config, num_inliers, told["ms_per_pair"], told["thread_seconds"])

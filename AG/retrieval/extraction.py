@@ -1,9 +1,11 @@
-"""Images to global descriptors, and images to local features; an image is decoded in a worker.
+"""Photos to global descriptors, and photos to local features; a photo is decoded in a worker.
 
-Images of any mixture of sizes are grouped by size, so that they are run in batches.
+Photos of any mixture of sizes are grouped by size, so that they are run in batches. All functions
+tell `progress.advance` how many photos are done.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,15 +14,18 @@ import torch
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from retrieval import devices
+from retrieval import devices, progress
 from retrieval.configs.describe import ExtractConfig
+from retrieval.configs.run import Resources
 from retrieval.data import images
-from retrieval.data.images import Box
+from retrieval.data.photo_sets import Photo, as_photos
 from retrieval.errors import InputError
 from retrieval.features import FeatureStore, LocalFeatures
 from retrieval.networks.interface import GlobalNetwork, Network
 from retrieval.networks.pooling import l2_normalize
 from retrieval.whitening import Projection
+
+log = logging.getLogger(__name__)
 
 
 class _Plan(NamedTuple):
@@ -60,54 +65,52 @@ class _Photos(Dataset):
         return row, torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def _make_plans(
-    paths: Sequence[Path], boxes: Sequence[Box] | None, config: ExtractConfig
-) -> list[_Plan]:
+def _make_plans(photos: Sequence[Photo], config: ExtractConfig) -> list[_Plan]:
     plans = []
-    for row, path in enumerate(paths):
-        full = images.image_size(path)
-        box = images.pixel_box(boxes[row], full) if boxes is not None else (0, 0, *full)
+    for photo in photos:
+        full = images.image_size(photo.path)
+        box = (0, 0, *full) if photo.box is None else images.pixel_box(photo.box, full)
         target = config.target_size(full, (box[2] - box[0], box[3] - box[1]))
-        plans.append(_Plan(path, full, box, target))
+        plans.append(_Plan(photo.path, full, box, target))
     return plans
 
 
 def load_batches(
-    paths: Sequence[Path],
-    config: ExtractConfig,
-    boxes: Sequence[Box] | None = None,
-    skipped: list[str] | None = None,
+    photos: Sequence[Photo], config: ExtractConfig, resources: Resources
 ) -> Iterator[Batch]:
-    """Decode the images in workers and give them out in batches of one size, each image once.
+    """Decode the photos in workers and give them out in batches of one size, each photo once.
 
-    The error of an image that cannot be decoded is put into ``skipped``; with ``skipped=None`` an
-    InputError that lists them all is raised after the sound ones have been given out.
+    Those that cannot be decoded are in no batch. After the sound ones have been given out they are
+    an InputError that lists them all, or with ``config.skip_bad_images`` a warning each.
     """
-    plans = _make_plans(paths, boxes, config)
+    plans = _make_plans(photos, config)
     by_size: dict[tuple[int, int], list[int]] = {}
     for row, plan in enumerate(plans):
         by_size.setdefault(plan.target, []).append(row)
-    step = config.infer_batch_size
+    step = resources.infer_batch_size
     batches = [rows[i : i + step] for rows in by_size.values() for i in range(0, len(rows), step)]
     loader = DataLoader(
         _Photos(plans),
         batch_sampler=batches,
         collate_fn=list,
-        num_workers=min(config.num_workers, len(batches)),
+        num_workers=min(resources.num_workers, len(batches)),
         worker_init_fn=devices.quiet_worker,
     )
-    errors: list[str] = [] if skipped is None else skipped
+    errors: list[str] = []
     for items in loader:
-        errors.extend(image for _, image in items if isinstance(image, str))
+        errors += [image for _, image in items if isinstance(image, str)]
         sound = [(row, image) for row, image in items if not isinstance(image, str)]
         if sound:
             rows = [row for row, _ in sound]
             yield Batch([plans[row] for row in rows], rows, torch.stack([x for _, x in sound]))
-    if skipped is None and errors:
+        progress.advance(len(items))
+    if errors and not config.skip_bad_images:
         raise InputError(
-            f"{len(errors)} images could not be decoded (--skip_bad_images goes on without them):\n"
+            f"{len(errors)} photos could not be decoded (--skip_bad_images goes on without them):\n"
             + "\n".join(errors)
         )
+    for error in errors:
+        log.warning("skipped: %s", error)
 
 
 def _scaled(pixels: torch.Tensor, scale: float) -> torch.Tensor:
@@ -126,30 +129,42 @@ def _to_device(pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 @torch.inference_mode()
 def global_descriptors(
-    model: GlobalNetwork,
-    paths: Sequence[Path],
-    config: ExtractConfig,
-    boxes: Sequence[Box] | None = None,
-    skipped: list[str] | None = None,
-    progress: Callable[[int], object] | None = None,
+    model: GlobalNetwork, photos: Sequence[Photo], config: ExtractConfig, resources: Resources
 ) -> np.ndarray:
     """(N, D) float32 descriptors of unit norm; over several scales their normalised mean (DELG).
 
-    The row of a skipped image is zero. ``progress`` is called with the number of images done.
+    The row of a skipped photo is zero.
     """
     device = next(model.parameters()).device
     model.eval()
-    result = np.zeros((len(paths), model.descriptor_dim), np.float32)
-    for batch in load_batches(paths, config, boxes, skipped):
+    result = np.zeros((len(photos), model.descriptor_dim), np.float32)
+    for batch in load_batches(photos, config, resources):
         pixels = _to_device(batch.pixels, device)
         mean = torch.zeros(len(pixels), model.descriptor_dim, device=device)
         for scale in config.scales:
             with devices.autocast(device, config.precision):
                 mean += model.global_descriptors(_scaled(pixels, scale)).float()
         result[batch.rows] = l2_normalize(mean).cpu().numpy()
-        if progress is not None:
-            progress(len(batch.rows))
     return result
+
+
+class Description(NamedTuple):
+    """A photo described: (D,) float32 of unit norm, and its local features."""
+
+    descriptor: np.ndarray
+    features: LocalFeatures
+
+
+@torch.inference_mode()
+def describe(
+    network: Network, path: str | Path, config: ExtractConfig | None = None
+) -> Description:
+    """The global descriptor and the local features of one photo; ImageError if it is unreadable."""
+    config, resources = config or ExtractConfig(), Resources(num_workers=0)
+    photos = as_photos([Path(path)])
+    descriptor = global_descriptors(network, photos, config, resources)[0]
+    (batch,) = load_batches(photos, config, resources)
+    return Description(descriptor, local_features_of_batch(network, batch, config)[0])
 
 
 class _Cells(NamedTuple):
@@ -187,7 +202,7 @@ def _cells_at(model: Network, pixels: torch.Tensor, scale: float, config: Extrac
 def local_features_of_batch(
     model: Network, batch: Batch, config: ExtractConfig, projection: Projection | None = None
 ) -> list[LocalFeatures]:
-    """The strongest local features of each image, over all of ``config.local_scales``."""
+    """The strongest local features of each photo, over all of ``config.local_scales``."""
     pixels = _to_device(batch.pixels, next(model.parameters()).device)
     cells = [_cells_at(model, pixels, scale, config) for scale in config.local_scales]
     positions = torch.cat([scale.positions for scale in cells]).numpy()
@@ -204,17 +219,18 @@ def local_features_of_batch(
     features = []
     for i, plan in enumerate(batch.plans):
         keep = strongest[i] >= config.min_score
-        kept = chosen[i][keep]
+        cell = chosen[i][keep]
         left, top, right, bottom = plan.box
-        keypoints = positions[kept] * (right - left, bottom - top) + (left - 0.5, top - 0.5)
-        scale = sizes[kept] * (right - left) / plan.target[0]
+        # From fractions of the part to pixels of the photo, whose first centre is (0, 0).
+        keypoints = positions[cell] * (right - left, bottom - top) + (left - 0.5, top - 0.5)
+        scales = sizes[cell] * (right - left) / plan.target[0]
         features.append(
             LocalFeatures(
-                keypoints.astype(np.float32),
-                vectors[i][keep],
-                strongest[i][keep],
-                plan.full,
-                scale.astype(np.float32),
+                keypoints=keypoints.astype(np.float32),
+                descriptors=vectors[i][keep],
+                scores=strongest[i][keep],
+                image_size=plan.full,
+                scales=scales.astype(np.float32),
             )
         )
     return features
@@ -222,46 +238,32 @@ def local_features_of_batch(
 
 @torch.inference_mode()
 def local_descriptors(
-    model: Network,
-    paths: Sequence[Path],
-    config: ExtractConfig,
-    progress: Callable[[int], object] | None = None,
+    model: Network, photos: Sequence[Photo], config: ExtractConfig, resources: Resources
 ) -> np.ndarray:
-    """All local descriptors of some images in one array (N, d), to learn a projection on."""
+    """All local descriptors of some photos in one array (N, d), to learn a projection on."""
     model.eval()
     samples = []
-    for batch in load_batches(paths, config):
-        samples += [
-            features.descriptors for features in local_features_of_batch(model, batch, config)
-        ]
-        if progress is not None:
-            progress(len(batch.rows))
+    for batch in load_batches(photos, config, resources):
+        found = local_features_of_batch(model, batch, config)
+        samples += [features.descriptors for features in found]
     return np.concatenate(samples)
 
 
 @torch.inference_mode()
 def extract_local_features(
     model: Network,
-    paths: Sequence[Path],
-    ids: Sequence[str],
+    photos: Sequence[Photo],
     store: FeatureStore,
     config: ExtractConfig,
-    boxes: Sequence[Box] | None = None,
-    projection: Projection | None = None,
-    skipped: list[str] | None = None,
-    progress: Callable[[int], object] | None = None,
+    projection: Projection | None,
+    resources: Resources,
 ) -> None:
-    """Put the local features of all images into ``store`` under ``ids``; those there are kept."""
+    """Put the local features of all photos into ``store``; those that are there are kept."""
     model.eval()
-    missing = [row for row, name in enumerate(ids) if name not in store]
-    if progress is not None:
-        progress(len(ids) - len(missing))
-    part = [paths[row] for row in missing]
-    part_boxes = None if boxes is None else [boxes[row] for row in missing]
+    missing = [photo for photo in photos if photo.name not in store]
+    progress.advance(len(photos) - len(missing))
     with store.writer() as writer:
-        for batch in load_batches(part, config, part_boxes, skipped):
+        for batch in load_batches(missing, config, resources):
             found = local_features_of_batch(model, batch, config, projection)
             for row, features in zip(batch.rows, found, strict=True):
-                writer.put(ids[missing[row]], features)
-            if progress is not None:
-                progress(len(batch.rows))
+                writer.put(missing[row].name, features)

@@ -1,142 +1,193 @@
-"""Where the local features of a test set lie on disk, and the test set that they belong to.
+"""Stored local features of a photo set: where they lie on disk, and what is read of them by row.
 
-    ROOT/DATASET/store.json       which store, of which photos, by which settings; written last
-    ROOT/DATASET/<key>/shard-…    the features (`features.FeatureStore`)
+    ROOT/<hash>/                 a store of any photo set (`features.FeatureStore`)
+    ROOT/SET/<hash>/             a store of the test set SET
+    ROOT/SET/store.json          which of several is meant; written when all features are there
 
-Features are kept under ``query/<name>`` and ``database/<name>``, the names of the ground truth
-file without extension. What extracts features and what searches them meet here alone.
+What extracts features and what searches them meet here alone.
 """
 
 import json
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
-from retrieval.data import photo_sets
+import numpy as np
+
+from retrieval.configs.judge import PositivesConfig, Source
+from retrieval.data.photo_sets import PhotoSet, open_set
 from retrieval.errors import InputError
-from retrieval.features import FeatureStore
+from retrieval.features import FeatureStore, LocalFeatures, MadeBy
 from retrieval.files import write_atomically
 
-_STORE = "store.json"
+_POINTER = "store.json"
+
+
+class StoredFeatures(Sequence[LocalFeatures]):
+    """The features of named photos, read from their store when they are asked for.
+
+    A photo that the store does not have, as one that could not be decoded, has no features.
+    """
+
+    def __init__(self, store: FeatureStore, names: Sequence[str]) -> None:
+        self.store, self.names = store, list(names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, row: int) -> LocalFeatures: ...
+    @overload
+    def __getitem__(self, row: slice) -> "StoredFeatures": ...
+    def __getitem__(self, row: int | slice) -> "LocalFeatures | StoredFeatures":
+        if isinstance(row, slice):
+            return StoredFeatures(self.store, self.names[row])
+        name = self.names[row]
+        return self.store[name] if name in self.store else _nothing()
+
+    def missing(self, rows: Sequence[int] | np.ndarray) -> list[str]:
+        """The names among these rows of which the store has nothing."""
+        return [self.names[row] for row in rows if self.names[row] not in self.store]
+
+
+def _nothing() -> LocalFeatures:
+    none = np.empty(0, np.float32)
+    return LocalFeatures(none.reshape(0, 2), none.reshape(0, 1), none, (1, 1))
 
 
 @dataclass(frozen=True)
-class FeatureFolder:
-    """The features of one test set.
+class SetFeatures:
+    """The stored local features of a photo set, by the rows of its queries and database."""
 
-    dataset:  its name.
-    store:    the features of its images, by id.
-    gnd:      its ground truth file (`ground_truth.read_gnd`).
-    settings: what the features were made by, as plain values.
-    """
-
-    dataset: str
     store: FeatureStore
-    gnd: Path
-    settings: dict[str, Any]
+    queries: StoredFeatures
+    database: StoredFeatures
 
 
-def query_ids(names: Sequence[str]) -> list[str]:
-    """The ids of query images in a store, from the names in a ground truth file."""
-    return photo_sets.distinct([f"query/{_bare(name)}" for name in names])
-
-
-def database_ids(names: Sequence[str]) -> list[str]:
-    """The ids of database images in a store, from the names in a ground truth file."""
-    return [f"database/{_bare(name)}" for name in names]
-
-
-def _bare(name: str) -> str:
-    return name[:-4] if name.lower().endswith(".jpg") else name
-
-
-def find_test_set(data_root: str | os.PathLike[str], dataset: str) -> Path:
-    """The folder of a test set, with ``jpg/`` and ``gnd_*``: DATA_ROOT/test/NAME or DATA_ROOT/NAME.
-
-    Raises InputError that lists the test sets that are there.
-    """
-    places = [Path(data_root) / "test", Path(data_root)]
-    for place in places:
-        if photo_sets.find_gnd(place / dataset) is not None:
-            return place / dataset
-    known = {
-        folder.name
-        for place in places
-        for folder in _folders(place)
-        if photo_sets.find_gnd(folder) is not None
-    }
-    raise InputError(
-        f"no test set {dataset!r} (jpg/ with gnd_{dataset}.pkl or .json beside it) in "
-        f"{places[0]} or {places[1]}; there {_listed(known)}; is --data-root right?"
+def features_of_set(photos: PhotoSet, store: FeatureStore) -> SetFeatures:
+    """What ``store`` has of these photos."""
+    queries, database = (
+        StoredFeatures(store, [photo.name for photo in part])
+        for part in (photos.query_photos, photos.database_photos)
     )
+    return SetFeatures(store, queries, database)
 
 
-def write_feature_folder(
-    root: str | os.PathLike[str],
-    dataset: str,
-    store: FeatureStore,
-    data: Path,
-    settings: Mapping[str, Any],
-) -> None:
-    """Say that ``store``, opened in ROOT/DATASET and filled, is what ROOT has of ``dataset``.
+def made_from(photos: PhotoSet, extractor: str, settings: dict[str, Any]) -> MadeBy:
+    """What features of ``photos`` are made by."""
+    source = None if photos.source is None else source_as_json(photos.source)
+    told = {"source": source, "fingerprint": photos.fingerprint()}
+    return MadeBy(extractor, settings, told)
 
-    ``data`` is the folder with ``jpg/`` and ``gnd_*``. To be called when all features are written.
-    """
-    folder = Path(root) / dataset
-    if store.folder.parent.resolve() != folder.resolve():
-        raise ValueError(f"the store {store.folder} was not opened in {folder}")
-    content = {
-        "store": store.folder.name,
-        "dataset": dataset,
-        "data": str(Path(data).resolve()),
-        "settings": dict(settings),
+
+def source_as_json(source: Source) -> dict[str, Any]:
+    """A source with absolute paths, as plain values."""
+    return {
+        name: str(value.resolve()) if isinstance(value, Path) else value
+        for name, value in asdict(source).items()
     }
-    write_atomically(folder / _STORE, json.dumps(content, indent=2) + "\n")
 
 
-def open_feature_folder(root: str | os.PathLike[str], dataset: str) -> FeatureFolder:
-    """The features of ``dataset`` below ``root``.
+def source_from_json(values: dict[str, Any]) -> Source:
+    """What `source_as_json` gave; LookupError or TypeError for anything else."""
+    names = ("dataset", "database", "queries", "positives_file")
+    paths = {name: values[name] and Path(values[name]) for name in names}
+    positives = PositivesConfig(**values["positives"])
+    return Source(**paths, positives=positives, labels=bool(values["labels"]))
 
-    Raises InputError, listing what is there, if the folder, the features or the ground truth are
-    missing, and for a damaged ``store.json``.
+
+def point_to(store: FeatureStore) -> None:
+    """Say in the folder above it that this store is the one that is meant, all being written."""
+    content = json.dumps({"store": store.folder.name}) + "\n"
+    write_atomically(store.folder.parent / _POINTER, content)
+
+
+def find_store(folder: Path) -> FeatureStore:
+    """The store in ``folder``: the folder itself, or the one that its store.json points to.
+
+    Raises InputError, listing what is there, where there is none.
     """
-    folder = Path(root) / dataset
-    path = folder / _STORE
-    if not path.is_file():
-        raise _missing(Path(root), dataset)
+    pointer = folder / _POINTER
+    if not pointer.is_file():
+        if list(folder.glob("manifest.json")):
+            return FeatureStore(folder)
+        there = "; there are " + ", ".join(sorted(p.name for p in _folders(folder)))
+        there = there if _folders(folder) else ""
+        raise InputError(f"{folder} holds no local features (no {_POINTER}, no store){there}")
     try:
-        content = json.loads(path.read_bytes())
-        name, data, settings = content["store"], Path(content["data"]), dict(content["settings"])
-        store_folder = folder / name
+        name = str(json.loads(pointer.read_bytes())["store"])
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(
-            f"{path} is damaged ({error}); delete it and extract the features again"
+            f"{pointer} is damaged ({error}); delete it and extract the features again"
         ) from error
-    if not store_folder.is_dir():
-        raise InputError(f"{path} names {store_folder}, which is missing; extract them again")
-    gnd = photo_sets.find_gnd(data)
-    if gnd is None:
-        there = sorted(entry.name for entry in data.iterdir()) if data.is_dir() else []
+    if not (folder / name).is_dir():
         raise InputError(
-            f"{path}: no ground truth gnd_{dataset}.pkl or .json (with jpg/ beside it) in {data}; "
-            f"there {_listed(there)}; put it back or extract the features again"
+            f"{pointer} names {folder / name}, which is missing; extract the features again"
         )
-    return FeatureFolder(dataset, FeatureStore(store_folder), gnd, settings)
+    return FeatureStore(folder / name)
 
 
-def _missing(root: Path, dataset: str) -> InputError:
+def open_features(root: Path, dataset: str | None = None) -> tuple[PhotoSet, SetFeatures]:
+    """The photo set ``dataset`` with its features below ``root``; None: those that root itself has.
+
+    The photos may have gone since. Raises InputError, listing what is there, where features or
+    ground truth are missing, or the set has changed since.
+    """
+    if dataset is not None and not (root / dataset).is_dir():
+        raise _no_features(root, dataset)
+    store = find_store(root if dataset is None else root / dataset)
+    told = store.made_by.photos
+    try:
+        source = source_from_json(told["source"])
+    except (LookupError, TypeError) as error:
+        raise InputError(
+            f"{store.folder} does not tell which photos its features are of: extract them again"
+        ) from error
+    photos = open_set(source, need_photos=False)
+    return photos, features_of_set(photos, store)
+
+
+def sets_of(root: Path, names: Sequence[str]) -> list[str | None]:
+    """The sets of ``names`` below ``root``; [None] where ``root`` is itself a set or a store."""
+    is_one = any((root / file).is_file() for file in (_POINTER, "manifest.json"))
+    return [None] if is_one else list(names)
+
+
+def check_complete(features: SetFeatures) -> None:
+    """InputError where the store lacks features of a photo of the set."""
+    names = [*features.queries.names, *features.database.names]
+    store = features.store
+    missing = [name for name in names if name not in store]
+    if missing:
+        raise InputError(
+            f"{store.folder} has no features of {len(missing)} of {len(names)} photos (the first "
+            f"is {missing[0]}); run the same extraction again (eval.py: with --all_local_features)"
+        )
+
+
+def check_same_photos(photos: PhotoSet, store: FeatureStore) -> None:
+    """InputError unless ``store`` holds features of exactly these photos."""
+    told, own = store.made_by.photos, photos.fingerprint()
+    if told.get("fingerprint") != own:
+        source = told.get("source") or {}
+        named = source.get("dataset") or source.get("database") or "others"
+        raise InputError(
+            f"--local_features {store.folder}: features of other photos ({named}), or of photos, "
+            f"boxes or positives that have changed since; extract those of {photos.folder}"
+        )
+
+
+def _no_features(root: Path, dataset: str) -> InputError:
     if root.is_dir():
-        known = [each.parent.name for each in root.glob(f"*/{_STORE}")]
+        known = [path.parent.name for path in root.glob(f"*/{_POINTER}")]
         return InputError(
             f"{root} has no features of {dataset!r}; there {_listed(known)}; extract them, or "
             "name other --test-datasets"
         )
-    beside = [folder.name for folder in _folders(root.parent)]
     return InputError(
-        f"{root}: no such folder of features; in {root.parent} there {_listed(beside)}; "
-        "is --root-directory right?"
+        f"{root}: no such folder of features; in {root.parent} there "
+        f"{_listed([folder.name for folder in _folders(root.parent)])}; is --root-directory right?"
     )
 
 
@@ -144,5 +195,5 @@ def _folders(place: Path) -> list[Path]:
     return [each for each in place.iterdir() if each.is_dir()] if place.is_dir() else []
 
 
-def _listed(names: "set[str] | Sequence[str]") -> str:
+def _listed(names: Sequence[str]) -> str:
     return f"are {', '.join(sorted(names))}" if names else "is nothing"

@@ -2,11 +2,10 @@
 
 import hashlib
 import json
-import os
 import threading
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +15,9 @@ import safetensors.numpy
 
 from retrieval.errors import InputError
 from retrieval.files import write_atomically
+
+# Version of the stores that are written here; others are not read.
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -69,21 +71,38 @@ _STORED = {
     "orientations": np.float32,
 }
 
+_MANIFEST = "manifest.json"
+
 # Shards kept open at a time, well below the usual limit of 1024 files.
 _MOST_OPEN = 256
 
 
 class _Place(NamedTuple):
-    """Where an image's features lie: rows start to stop of a shard."""
+    """Where a photo's features lie: rows start to stop of a shard; descriptors of d numbers."""
 
     shard: Path
     start: int
     stop: int
     image_size: tuple[int, int]
+    dimensions: int
+
+
+@dataclass(frozen=True)
+class MadeBy:
+    """All that local features depend on, as plain values (what JSON holds).
+
+    extractor: "delg", "delf", "sift", or what other tools call themselves.
+    settings:  of the extractor: hash of the weights, scales, size of the photos, …
+    photos:    where the photos lie (``source``), and their ``fingerprint``.
+    """
+
+    extractor: str
+    settings: Mapping[str, Any]
+    photos: Mapping[str, Any]
 
 
 class FeatureStore:
-    """LocalFeatures on disk, by the id of their image; readable by any number of threads.
+    """LocalFeatures on disk, by the name of their photo; readable by any number of threads.
 
     The features of several images lie end to end in a shard, an immutable safetensors file. A .json
     file of the same name tells which images these are; it is written last, and without it a shard
@@ -94,8 +113,13 @@ class FeatureStore:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Use `open`, which chooses the folder by what the features depend on."""
+        """Open a store that is there; `open` makes one.
+
+        Raises InputError, naming the file and the remedy, for a folder that is no store, a damaged
+        manifest, and a shard that is missing or cut short.
+        """
         self.folder = folder
+        self.made_by = _read_made_by(folder / _MANIFEST)
         self._lock = threading.Lock()
         self._open_shards: dict[Path, Any] = {}
         self._places: dict[str, _Place] = {}
@@ -103,36 +127,40 @@ class FeatureStore:
             self._places |= _read_manifest(manifest)
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str], key: Mapping[str, Any]) -> "FeatureStore":
-        """The store for ``key`` below ``folder``, made if it is not there.
+    def open(cls, folder: Path, made_by: MadeBy) -> "FeatureStore":
+        """The store of features ``made_by`` this below ``folder``, made if it is not there.
 
-        ``key`` holds all that determines the features (weights hash, scales, resize, …) as plain
-        values. Each key has its subfolder, named by its hash; ``manifest.json`` there shows it.
-        Raises InputError, naming the file and the remedy, for a damaged manifest and for a shard
-        that is missing or cut short.
+        Each has a subfolder, named by the hash of all of it; ``manifest.json`` there shows it.
+        Raises InputError as the constructor does.
         """
-        text = json.dumps({"format": 1, "key": dict(key)}, indent=1, sort_keys=True)
-        store = Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:16]
-        manifest = store / "manifest.json"
+        text = json.dumps({"format": FORMAT, **asdict(made_by)}, indent=1, sort_keys=True)
+        store = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
+        manifest = store / _MANIFEST
         if not manifest.exists():
             write_atomically(manifest, text)
         elif manifest.read_bytes() != text.encode():
             raise InputError(f"{manifest} is damaged; delete the folder {store}")
         return cls(store)
 
-    def ids(self) -> list[str]:
-        """The ids of all images in the store, sorted."""
+    @property
+    def dimensions(self) -> int | None:
+        """Numbers of a descriptor; None while there are no features."""
+        filled = (place for place in self._places.values() if place.stop > place.start)
+        return next((place.dimensions for place in filled), None)
+
+    def names(self) -> list[str]:
+        """The names of all photos in the store, sorted."""
         return sorted(self._places)
 
     def __len__(self) -> int:
         return len(self._places)
 
-    def __contains__(self, image_id: str) -> bool:
-        return image_id in self._places
+    def __contains__(self, name: str) -> bool:
+        return name in self._places
 
-    def __getitem__(self, image_id: str) -> LocalFeatures:
+    def __getitem__(self, name: str) -> LocalFeatures:
         """The features of an image, descriptors as float16; KeyError if it is not in the store."""
-        place = self._places[image_id]
+        place = self._places[name]
         try:
             shard = self._open_shard(place.shard)
             fields = {n: _rows(shard, n, place) for n in _STORED.keys() & shard.keys()}
@@ -167,6 +195,7 @@ class FeatureWriter:
         self._images_per_shard = images_per_shard
         self._lock = threading.RLock()
         self._waiting: dict[str, LocalFeatures] = {}
+        self._dimensions: int | None = None
 
     def __enter__(self) -> "FeatureWriter":
         return self
@@ -174,23 +203,33 @@ class FeatureWriter:
     def __exit__(self, *_: object) -> None:
         self.flush()
 
-    def put(self, image_id: str, features: LocalFeatures) -> None:
+    def put(self, name: str, features: LocalFeatures) -> None:
         """Add an image; on disk once its shard is full or flushed.
 
         Raises ValueError if the image is in the store, InputError for descriptors that are not
-        finite or too large for halves.
+        finite, too large for halves, or of other dimensions than the store's.
         """
-        kept = _as_stored(image_id, features)
+        kept = _as_stored(name, features)
         with self._lock:
-            if image_id in self._waiting or image_id in self._store:
-                raise ValueError(
-                    f"the features of {image_id!r} are already in {self._store.folder}"
-                )
+            self._check_dimensions(name, kept)
+            if name in self._waiting or name in self._store:
+                raise ValueError(f"the features of {name!r} are already in {self._store.folder}")
             if self._waiting and _layout(kept) != _layout(next(iter(self._waiting.values()))):
                 self.flush()  # all images of a shard have the same fields, of the same width
-            self._waiting[image_id] = kept
+            self._waiting[name] = kept
             if len(self._waiting) >= self._images_per_shard:
                 self.flush()
+
+    def _check_dimensions(self, name: str, features: LocalFeatures) -> None:
+        if len(features) == 0:
+            return
+        width = features.descriptors.shape[1]
+        self._dimensions = self._dimensions or self._store.dimensions or width
+        if width != self._dimensions:
+            raise InputError(
+                f"{name}: descriptors of {width} dimensions, but those in {self._store.folder} "
+                f"have {self._dimensions}"
+            )
 
     def flush(self) -> None:
         """Write what waits as a shard, whole and on the disk when this returns."""
@@ -207,12 +246,13 @@ class FeatureWriter:
             write_atomically(shard, data)
             entries = [[i, len(image), *image.image_size] for i, image in self._waiting.items()]
             manifest = shard.with_suffix(".json")
-            write_atomically(manifest, json.dumps({"bytes": len(data), "images": entries}))
+            told = {"bytes": len(data), "dimensions": tensors["descriptors"].shape[1]}
+            write_atomically(manifest, json.dumps({**told, "images": entries}))
             self._store.add_shard(manifest)
             self._waiting = {}
 
 
-def _as_stored(image_id: str, features: LocalFeatures) -> LocalFeatures:
+def _as_stored(photo: str, features: LocalFeatures) -> LocalFeatures:
     """The features in the types they are stored in."""
     fields: dict[str, Any] = {}
     with np.errstate(over="ignore"):
@@ -221,7 +261,7 @@ def _as_stored(image_id: str, features: LocalFeatures) -> LocalFeatures:
             fields[name] = None if rows is None else np.array(rows, kind)
     if not np.isfinite(fields["descriptors"]).all():
         raise InputError(
-            f"{image_id}: its descriptors are not finite or too large for 16 bits; check the "
+            f"{photo}: its descriptors are not finite or too large for 16 bits; check the "
             "weights that made them"
         )
     return LocalFeatures(**fields, image_size=features.image_size)
@@ -241,14 +281,35 @@ def _rows(shard: Any, name: str, place: _Place) -> np.ndarray:
     return rows[place.start : place.stop]
 
 
+def _read_made_by(manifest: Path) -> MadeBy:
+    try:
+        content = dict(json.loads(manifest.read_bytes()))
+        version = content.pop("format")
+        made_by = MadeBy(**content) if version == FORMAT else None
+    except FileNotFoundError:
+        raise InputError(f"{manifest.parent} is no feature store: it has no {_MANIFEST}") from None
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError(
+            f"{manifest} is damaged ({error}); delete the folder {manifest.parent}"
+        ) from error
+    if made_by is None:
+        raise InputError(
+            f"{manifest} is of another version ({version}, not {FORMAT}): delete the folder "
+            f"{manifest.parent} and extract the features again"
+        )
+    return made_by
+
+
 def _read_manifest(manifest: Path) -> dict[str, _Place]:
     shard = manifest.with_suffix(".safetensors")
     try:
         content = json.loads(manifest.read_bytes())
-        num_bytes, places, start = int(content["bytes"]), {}, 0
-        for image_id, count, width, height in content["images"]:
-            places[str(image_id)] = _Place(shard, start, start + count, (width, height))
-            start += count
+        num_bytes, dimensions = int(content["bytes"]), int(content["dimensions"])
+        places, start = {}, 0
+        for name, count, width, height in content["images"]:
+            stop = start + count
+            places[str(name)] = _Place(shard, start, stop, (width, height), dimensions)
+            start = stop
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise _damaged(manifest, str(error)) from error
     found = shard.stat().st_size if shard.exists() else None

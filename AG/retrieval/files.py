@@ -2,15 +2,18 @@
 
 import contextlib
 import io
+import json
 import lzma
 import os
+import shlex
 import struct
+import sys
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -99,3 +102,16 @@ def newest_folder(root: Path) -> Path:
     if not folders:
         raise InputError(f"{root}: no run folder here; run the step that makes one first")
     return max(folders)
+
+
+def command_line() -> str:
+    """The command that this process was started by, as it can be typed; empty in a notebook."""
+    if not hasattr(sys.modules["__main__"], "__file__"):
+        return ""
+    script, *words = sys.argv or [""]
+    return shlex.join(["python3", script, *words])
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON that appears whole or not at all."""
+    write_atomically(path, json.dumps(content, indent=2) + "\n")

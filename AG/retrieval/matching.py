@@ -22,7 +22,7 @@ _BLOCK = 1 << 20
 _CACHED = 1 << 15
 
 
-def match(query: np.ndarray, database: np.ndarray, config: MatchConfig) -> np.ndarray:
+def match_descriptors(query: np.ndarray, database: np.ndarray, config: MatchConfig) -> np.ndarray:
     """Match the (Nq, d) descriptors of one image with the (Nd, d) of another, all of unit norm.
 
     Returns (M, 2) int64 rows [query row, database row] in the order of the query rows. Of equal
@@ -35,7 +35,7 @@ def match(query: np.ndarray, database: np.ndarray, config: MatchConfig) -> np.nd
 def match_many(
     query: np.ndarray, databases: Sequence[np.ndarray], config: MatchConfig
 ) -> list[np.ndarray]:
-    """Match the descriptors of one image with those of many: the list of what `match` returns.
+    """Match one image's descriptors with those of many: what `match_descriptors` gives of each.
 
     Small sets are stacked, so that one product serves many of them. Thread-safe; the products run
     outside the interpreter lock.
@@ -58,7 +58,8 @@ def match_many(
 def match_distances(query: np.ndarray, database: np.ndarray, matches: np.ndarray) -> np.ndarray:
     """The (M,) float64 L2 distances of (M, 2) matches [query row, database row].
 
-    Those below a threshold are what `match` finds with it as ``max_distance``, to the bit.
+    Those below a threshold are what `match_descriptors` finds with that ``max_distance``, to the
+    bit.
     """
     squared = np.empty(len(matches))
     step = max(1, _CACHED // max(1, query.shape[1]))

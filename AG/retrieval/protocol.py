@@ -3,7 +3,8 @@
 import importlib.metadata
 import platform
 import subprocess
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +14,54 @@ from retrieval.data.photo_sets import PhotoSet
 from retrieval.networks.interface import Network
 
 
-def protocol(
-    model: Network, photos: PhotoSet, extract: ExtractConfig, seed: int, source: str
-) -> dict[str, Any]:
-    """The stamp without which a figure is worth nothing."""
-    how = {"infer_batch_size", "num_workers"}
+@dataclass(frozen=True)
+class Protocol:
+    """The stamp without which a figure is worth nothing.
+
+    photos:       the folder of the photo set; fingerprint: its `PhotoSet.fingerprint`.
+    settings:     of the method (weights, network, extraction; features, tree, score; re-ranking),
+                  as plain values.
+    versions:     of Python and of the packages that can move a figure.
+    commit:       of this code, with ``+changes`` if it is not exactly that; or ``unknown``.
+    """
+
+    photos: str
+    fingerprint: str
+    num_queries: int
+    num_database: int
+    settings: Mapping[str, Any]
+    versions: Mapping[str, str]
+    commit: str
+
+
+def protocol_of(photos: PhotoSet, settings: Mapping[str, Any]) -> Protocol:
+    """The protocol of figures on ``photos`` by ``settings``, with this code here and now."""
+    return Protocol(
+        photos=str(photos.folder),
+        fingerprint=photos.fingerprint(),
+        num_queries=len(photos.queries),
+        num_database=len(photos.database),
+        settings=dict(settings),
+        versions=versions(),
+        commit=commit(),
+    )
+
+
+def network_settings(model: Network, extract: ExtractConfig, weights: str) -> dict[str, Any]:
+    """What the descriptors of a network hang on; ``weights`` says where it has them from."""
     return {
-        "weights": source,
+        "weights": weights,
         "weights_sha256": checkpoint.weights_hash(model.state_dict()),
         "network": asdict(model.config),
-        "photos": str(photos.folder),
-        "photos_fingerprint": photos.fingerprint(),
-        "num_queries": len(photos.queries),
-        "num_database": len(photos.database),
-        "extraction": {name: v for name, v in asdict(extract).items() if name not in how},
-        "seed": seed,
-        "versions": versions(),
-        "commit": commit(),
+        "extraction": asdict(extract),
     }
+
+
+def extraction_of(protocol: Protocol) -> ExtractConfig:
+    """How the photos of a network's evaluation were read."""
+    values = dict(protocol.settings["extraction"])
+    values |= {name: tuple(values[name]) for name in ("scales", "local_scales")}
+    return ExtractConfig(**values)
 
 
 def versions() -> dict[str, str]:

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retrieval import metrics, rerank
+from retrieval import metrics, reranking
 from retrieval.configs.rank import RerankConfig
-from retrieval.data.photo_sets import PhotoSet
 from retrieval.data.positives import Positives
 from retrieval.errors import InputError
-from retrieval.evaluation import LocalSource, Ranked
+from retrieval.evaluation import Evaluation
+from retrieval.search import Ranking
 
 
 @dataclass(frozen=True)
@@ -54,29 +54,24 @@ class QueryReranking:
 
 
 def rerank_query(
-    photos: PhotoSet,
-    ranked: Ranked,
-    local: LocalSource,
-    query: int,
-    config: RerankConfig,
-    recall_values: Sequence[int] = (1, 5, 10, 20),
+    run: Evaluation, query: int, config: RerankConfig, recall_values: Sequence[int] = (1, 5, 10, 20)
 ) -> QueryReranking:
-    """Re-rank one query. Give a floor in ``config``: one query is too little to measure it on.
+    """Re-rank one query of an evaluation by ``config``, from its stored features.
 
-    Raises InputError for a query that is out of range or could not be read.
+    Give a floor in ``config``: one query is too little to measure it on. Raises InputError for a
+    query that is out of range or could not be read, and for an evaluation without local features.
     """
+    photos = run.photos
+    _, features = run.local()
     check_index("query", query, len(photos.queries))
     row = slice(query, query + 1)
-    if (ranked.ranking[query] < 0).all():
+    ranked = Ranking(run.first.ranking.rows[row], run.first.ranking.similarity[row])
+    if (ranked.rows < 0).all():
         raise InputError(f"query {query} ({photos.queries[query]}) could not be read: no ranking")
-    found = rerank.rerank(
-        *(ranked.ranking[row], ranked.similarity[row]),
-        *(lambda _: local.queries(query), local.database),
-        config,
-    )
+    found = reranking.rerank(ranked, features.queries[row], features.database, config)
     truth = photos.truth
     positives = np.empty(0, np.int64) if truth is None else truth.positives[query]
-    before, after = ranked.ranking[query], found.ranking[0]
+    before, after = ranked.rows[0], found.ranking.rows[0]
     ranks: list[list[int]] = []
     recalls: dict[int, tuple[float, float]] = {}
     if truth is not None:

@@ -1,16 +1,17 @@
-"""What an evaluation leaves behind: result.json, the printed table, predictions and pictures."""
+"""What an evaluation says: the printed table and lines, the answers, predictions.csv."""
 
 import csv
 import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from retrieval.data.photo_sets import PhotoSet
+from retrieval.evaluation import Evaluation
 from retrieval.files import write_atomically
+from retrieval.metrics import rank_of
+
+_SHOWN = 5
 
 
 def in_words(figures: Mapping[str, float]) -> str:
@@ -18,75 +19,117 @@ def in_words(figures: Mapping[str, float]) -> str:
     return ", ".join(f"{name}: {value:.1f}" for name, value in figures.items())
 
 
-def table(result: Mapping[str, Any]) -> str:
-    """The figures of `result.json` as a table of plain text, with times and `notes`."""
-    rows = [(name, result[name]) for name in ("global", "reranked") if result.get(name)]
-    if not rows:
-        return "no labels: no figures"
-    columns = list(rows[0][1])
+def table(run: Evaluation) -> str:
+    """The figures of every step as a table of plain text, with times and `notes`."""
+    columns = list(run.first.figures)
+    if not columns:
+        return "\n".join(["no labels: no figures", *answers(run), *notes(run)])
     width = max(6, *(len(column) for column in columns)) + 2
     lines = [" " * 10 + "".join(column.rjust(width) for column in columns)]
     lines += [
-        name.ljust(10) + "".join(f"{figures[column]:{width}.1f}" for column in columns)
-        for name, figures in rows
+        step.name.ljust(10) + "".join(f"{step.figures[column]:{width}.1f}" for column in columns)
+        for step in run.steps
     ]
-    times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result["seconds"].items())
-    return "\n".join([*lines, f"time: {times}", *notes(result)])
+    times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in run.seconds.items())
+    return "\n".join([*lines, f"time: {times}", *notes(run)])
 
 
-def notes(result: Mapping[str, Any]) -> list[str]:
-    """Sentences on what re-ranking did and cost, and on images that were skipped."""
-    lines = []
-    if "comparison" in result:
-        lines.append(_comparison_in_words(result["comparison"], result["protocol"]["rerank"]))
-    if result.get("pairs"):
-        stages = ("loading", "matching", "verification")
-        parts = ", ".join(f"{name} {result['thread_seconds'][name]:.1f} s" for name in stages)
+def notes(run: Evaluation) -> list[str]:
+    """Sentences on what the last step did, what verification cost, and what was skipped."""
+    lines = [*run.notes]
+    comparison, verified = run.comparison(), run.verified
+    if comparison is not None:
+        floor = "" if verified is None else f"; floor {verified.config.floor:g} inliers"
         lines.append(
-            f"{result['pairs']} pairs verified, {result['ms_per_pair']:.2f} ms each "
+            f"{run.last.name}: {comparison.in_words()}; first positive moved up for "
+            f"{len(comparison.helped)} queries, down for {len(comparison.hurt)}, stayed for "
+            f"{len(comparison.unchanged)}{floor}"
+        )
+    if verified is not None and verified.num_inliers.size:
+        stages = ("loading", "matching", "verification")
+        parts = ", ".join(f"{name} {verified.thread_seconds[name]:.1f} s" for name in stages)
+        lines.append(
+            f"{verified.num_inliers.size} pairs verified, {verified.ms_per_pair:.2f} ms each "
             f"(over all threads: {parts})"
         )
-    if result["skipped"]:
-        lines.append(f"SKIPPED {len(result['skipped'])} images that could not be decoded")
+    if run.features is not None:
+        lines.append(f"local features: {run.features.store.folder}")
+    if run.skipped:
+        lines.append(f"SKIPPED {len(run.skipped)} images that could not be decoded")
     return lines
 
 
-def _comparison_in_words(comparison: Mapping[str, Any], rerank: Mapping[str, Any]) -> str:
-    low, high = comparison["interval_95"]
-    return (
-        f"re-ranking: {comparison['metric']} {comparison['difference']:+.1f} "
-        f"[{low:+.1f}, {high:+.1f}] (paired 95 % interval); first positive moved up for "
-        f"{len(comparison['helped'])} queries, down for {len(comparison['hurt'])}, "
-        f"stayed for {comparison['unchanged']}; floor {rerank['floor']:g} inliers"
-    )
+def answers(run: Evaluation, most_queries: int = 20) -> list[str]:
+    """The first predictions of each query, a line each, for a terminal."""
+    lines = []
+    for query, photo in enumerate(run.photos.query_photos[:most_queries]):
+        lines.append(photo.shown)
+        for rank, row in enumerate(_predicted(run, query)[:_SHOWN], start=1):
+            similarity, inliers, _ = evidence(run, query, row)
+            name = run.photos.database_photos[row].shown
+            found = "" if inliers is None else f"  {inliers:4d} inliers"
+            lines.append(f"  {rank}  {similarity:.3f}{found}  {name}")
+    rest = len(run.photos.queries) - most_queries
+    return [*lines, f"… and {rest} more queries: see predictions.csv"] if rest > 0 else lines
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON that appears whole or not at all."""
-    write_atomically(path, json.dumps(content, indent=2) + "\n")
+def _predicted(run: Evaluation, query: int) -> list[int]:
+    ranking = run.last.ranking.rows[query]
+    return ranking[ranking >= 0].tolist()
 
 
-def write_predictions(path: Path, photos: PhotoSet, ranking: np.ndarray, count: int) -> None:
-    """A CSV with a line for each query: its name, and its first ``count`` predictions."""
+def evidence(run: Evaluation, query: int, row: int) -> tuple[float, int | None, int | None]:
+    """Of a predicted database row: its similarity, inliers, and rank in the first step.
+
+    The similarity is that of the last step. None where it was not verified, or not ranked then.
+    """
+    similarity = run.last.ranking.similarity[query, run.last.ranking.rows[query] == row][0]
+    before = rank_of(run.first.ranking.rows[query], row)
+    return float(similarity), inliers_of(run, query, before), before
+
+
+def inliers_of(run: Evaluation, query: int, rank: int | None) -> int | None:
+    """The inliers of the prediction that had this rank, from 1, in the first step."""
+    counts = None if run.verified is None else run.verified.num_inliers
+    if counts is None or rank is None or rank > counts.shape[1]:
+        return None
+    return int(counts[query, rank - 1])
+
+
+def write_predictions(path: Path, run: Evaluation, count: int) -> None:
+    """A CSV with a line for each of the first ``count`` predictions of each query.
+
+    Paths of query and prediction, rank, rank in the first step, similarity, inliers, and right,
+    wrong or junk; empty where something is not known.
+    """
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["query", *(f"prediction_{i + 1}" for i in range(count))])
-    names = photos.database_ids
-    for query, row in zip(photos.query_ids, ranking[:, :count], strict=True):
-        writer.writerow([query, *(names[i] if i >= 0 else "" for i in row)])
+    writer.writerow(["query", "prediction", "rank", "rank_before", "similarity", "inliers", "mark"])
+    photos = run.photos
+    for query, path_of_query in enumerate(photos.queries):
+        for rank, row in enumerate(_predicted(run, query)[:count], start=1):
+            similarity, inliers, before = evidence(run, query, row)
+            mark = "" if photos.truth is None else photos.truth.mark(query, row)
+            known = ["" if value is None else value for value in (before, similarity, inliers)]
+            paths = path_of_query.absolute(), photos.database[row].absolute()
+            writer.writerow([*paths, rank, *known, mark])
     write_atomically(path, text.getvalue())
 
 
-def revisited_lines(dataset: str, figures: Mapping[str, Mapping[str, float]]) -> list[str]:
+def revisited_lines(dataset: str, figures: Mapping[str, float]) -> list[str]:
     """``>> roxford5k: mAP E: 69.74, M: …`` and ``>> roxford5k: mP@k[1, 5, 10] E: [86.76 …], …``.
 
-    ``figures`` is what `metrics.evaluate_revisited` gives, in percent.
+    The form that cirtorch and delf_pytorch print. ``figures`` are those of a `Step`; of photo sets
+    whose figures are recalls they are one line.
     """
-    maps = [f"{name}: {np.around(of['mAP'], 2)}" for name, of in figures.items()]
-    ks = [int(name[3:]) for name in next(iter(figures.values())) if name.startswith("mP@")]
+    protocols = [name.removeprefix("mAP ") for name in figures if name.startswith("mAP ")]
+    if not protocols:
+        return [f">> {dataset}: {in_words(figures)}"] if figures else []
+    ks = sorted({int(name[3:].split()[0]) for name in figures if name.startswith("mP@")})
+    maps = [f"{name}: {np.around(figures[f'mAP {name}'], 2)}" for name in protocols]
     precisions = [
-        f"{name}: {np.around(np.array([of[f'mP@{k}'] for k in ks]), 2)}"
-        for name, of in figures.items()
+        f"{name}: {np.around(np.array([figures[f'mP@{k} {name}'] for k in ks]), 2)}"
+        for name in protocols
     ]
     return [
         f">> {dataset}: mAP {', '.join(maps)}",

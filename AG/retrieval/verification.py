@@ -5,10 +5,11 @@ takes what its threshold lets pass; the counts are those of each geometry alone,
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import groupby
 from typing import NamedTuple
 
@@ -16,10 +17,11 @@ import cv2
 import numpy as np
 import torch
 
-from retrieval.configs.rank import Geometry, Matching
+from retrieval import progress
+from retrieval.configs.rank import Geometry, Matching, RerankConfig
 from retrieval.features import LocalFeatures
 from retrieval.geometry import Verification, verify_matches
-from retrieval.matching import as_single, match, match_distances, match_many
+from retrieval.matching import as_single, match_descriptors, match_distances, match_many
 from retrieval.ransac import load_backend
 
 STAGES = ("loading", "matching", "verification")
@@ -27,7 +29,8 @@ STAGES = ("loading", "matching", "verification")
 # Candidates of one query that one task of the thread pool matches and verifies.
 _BATCH = 25
 
-FeatureLookup = Callable[[int], LocalFeatures]
+# Database photos whose features are kept in memory, in single precision.
+_KEPT = 1024
 
 
 @dataclass(frozen=True)
@@ -51,13 +54,29 @@ class Pair(NamedTuple):
     matches: np.ndarray
     verification: Verification
 
+    @property
+    def inliers(self) -> np.ndarray:
+        """(M,) bool: the matches that one transform explains."""
+        return self.verification.inliers
 
-def match_pair(query: LocalFeatures, database: LocalFeatures, geometry: Geometry) -> Pair:
-    """Match and verify two photos as `count_inliers` does, to look at them."""
+    @property
+    def num_inliers(self) -> int:
+        """How many matches one transform explains."""
+        return self.verification.num_inliers
+
+    @property
+    def model(self) -> np.ndarray | None:
+        """The transform (3, 3), query to database pixels; None where none was found."""
+        return self.verification.model
+
+
+def match(query: LocalFeatures, database: LocalFeatures, geometry: Geometry | None = None) -> Pair:
+    """Match and verify two photos as `count_inliers` does, by default as re-ranking does."""
+    geometry = geometry or RerankConfig().geometry
     ours, theirs = (each.strongest(geometry.num_features) for each in (query, database))
     matches = np.empty((0, 2), np.int64)
     if len(ours) and len(theirs):
-        matches = match(ours.descriptors, theirs.descriptors, geometry.match)
+        matches = match_descriptors(ours.descriptors, theirs.descriptors, geometry.match)
     return Pair(ours, theirs, matches, verify_matches(ours, theirs, matches, geometry.verify))
 
 
@@ -71,26 +90,26 @@ def by_matching(geometries: Sequence[Geometry]) -> dict[Matching, list[int]]:
 
 def count_inliers(
     pairs: Sequence[tuple[int, int]],
-    query_features: FeatureLookup,
-    database_features: FeatureLookup,
+    query_features: Sequence[LocalFeatures],
+    database_features: Sequence[LocalFeatures],
     geometries: Sequence[Geometry],
-    *,
     threads: int | None = None,
-    progress: Callable[[int], object] | None = None,
 ) -> Counts:
     """Match and verify (query row, database row) pairs in a thread pool.
 
-    A task is one query with a batch of its candidates, so that one query alone fills the pool.
-    progress is called with the number of pairs just done. The counts are the same for every number
-    of ``threads`` (None: torch's). While it runs, torch and OpenCV are set to one thread each.
-    Raises InputError as `match` and `verify_matches`.
+    A task is one query with a batch of its candidates, so that one query alone fills the pool. The
+    counts are the same for every number of ``threads`` (None: torch's). While it runs, torch and
+    OpenCV are set to one thread each. `progress.advance` is told the number of (pair, geometry)
+    just done. Raises InputError as `match` and `verify_matches`.
     """
+    # A database photo is a candidate of many queries; a query comes once.
+    candidate = lru_cache(_KEPT)(lambda row: _single(database_features[row]))
 
     def count(task: tuple[int, list[int]]) -> Counts:
         query_row, candidate_rows = task
         start = time.thread_time()
-        query = _single(query_features(query_row))
-        candidates = [_single(database_features(row)) for row in candidate_rows]
+        query = _single(query_features[query_row])
+        candidates = [candidate(row) for row in candidate_rows]
         loading = time.thread_time() - start
         counted = _count_of_query(query, candidates, geometries)
         counted.seconds[:, 0] = loading
@@ -104,8 +123,7 @@ def count_inliers(
         for part in pool.map(count, list(_tasks(pairs))):
             parts.append(part.num_inliers)
             seconds += part.seconds
-            if progress is not None:
-                progress(part.num_inliers.shape[1])
+            progress.advance(part.num_inliers.size)
     return Counts(np.concatenate(parts, axis=1), seconds)
 
 

@@ -7,8 +7,3 @@ and passers-by. Training cameras stand in cells 10 m wide, 50 m apart, and look 
 lie 60° apart, so that all classes fall into one group of CosPlace's default grid (M = 10, alpha =
 30, N = 5, L = 2). Everything is a function of the seed, whatever the number of workers.
 """
-
-from toy_city.city import make_toy_city
-from toy_city.plan import ToyCityConfig, plan_city
-
-__all__ = ["ToyCityConfig", "make_toy_city", "plan_city"]

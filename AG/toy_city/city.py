@@ -15,7 +15,8 @@ import cv2
 import numpy as np
 
 from retrieval.errors import InputError
-from toy_city.plan import FOLDERS, StreetPlan, ToyCityConfig, View, plan_city
+from toy_city.config import ToyCityConfig
+from toy_city.plan import FOLDERS, StreetPlan, View, plan_city
 from toy_city.street import Street
 
 VERSION = 1  # of the pictures: another one means other pictures for the same config
@@ -38,7 +39,7 @@ def make_toy_city(
     be written.
     """
     if workers < 1:
-        raise InputError(f"--workers {workers}: expected at least 1")
+        raise InputError(f"--num_workers {workers}: at least 1 is needed")
     folder = Path(os.path.abspath(folder))
     description = json.dumps({"version": VERSION, "config": asdict(config)}, indent=2) + "\n"
     try:

@@ -1,16 +1,15 @@
 """What a toy city consists of: its streets, and every picture's camera, hour and file name."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
-from retrieval.errors import InputError
+from toy_city.config import CELL_SPACING, ToyCityConfig
 from toy_city.scene import Camera
 from toy_city.street import Conditions
 
 CELL = 10.0  # metres; CosPlace's M
-CELL_SPACING = 50.0  # metres; M · N
 HEADING_BIN = 30.0  # degrees; alpha
 HEADING_SPACING = 60.0  # degrees; alpha · L
 STREET_GAP = 300.0  # metres between the streets of a split
@@ -21,39 +20,6 @@ FOLDERS = ("train", "val/database", "val/queries", "test/database", "test/querie
 FIRST_DRIVE = Conditions(first_hour=8.5, last_hour=17.0, wear=0.4, traffic=0.7)
 ANY_TIME = Conditions(first_hour=7.0, last_hour=19.0, wear=0.8, traffic=1.0)
 Pose = tuple[float, float, float, float]  # x, y in the street, heading, focal length / image size
-
-
-@dataclass(frozen=True)
-class ToyCityConfig:
-    """What a toy city consists of. Lengths in metres; pictures are `image_size` pixels square."""
-
-    seed: int = 0
-    image_size: int = 224
-    train_streets: int = 8
-    val_streets: int = 2
-    test_streets: int = 4
-    cells_per_street: int = 4
-    images_per_class: int = 10
-    database_spacing: float = 10.0
-    val_queries: int = 150
-    test_queries: int = 500
-
-    def __post_init__(self) -> None:
-        least = {"seed": 0, "image_size": 32, "images_per_class": 10}
-        for name, value in asdict(self).items():
-            low = least.get(name, 1)
-            if not value >= low:
-                raise InputError(f"--{name} {value}: expected at least {low}")
-        if not self.database_spacing <= 20:
-            raise InputError(
-                f"--database_spacing {self.database_spacing}: expected at most 20 m, so that every "
-                "query has a database image within 25 m"
-            )
-
-    @property
-    def street_length(self) -> float:
-        """Metres of a street along which cameras stand."""
-        return self.cells_per_street * CELL_SPACING
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,20 @@ import numpy as np
 
 from retrieval.configs.rank import ExpandConfig, RerankConfig
 from retrieval.features import LocalFeatures
-from retrieval.rerank import Reranking
-from retrieval.verification import match_pair
+from retrieval.reranking import Reranking
+from retrieval.search import Ranking
+from retrieval.verification import match
 
 
-def believed(
-    reranked: Reranking, old_ranking: np.ndarray, config: ExpandConfig
-) -> list[np.ndarray]:
-    """For each query the images with enough inliers, in the order of the new ranking."""
+def believed(reranked: Reranking, ranked: Ranking, config: ExpandConfig) -> list[np.ndarray]:
+    """For each query the images with enough inliers, in the order of the new ranking.
+
+    ranked: the ranking (Q, K) before.
+    """
     k = reranked.num_inliers.shape[1]
     rows = []
     for new, old, inliers in zip(
-        reranked.ranking[:, :k], old_ranking[:, :k], reranked.num_inliers, strict=True
+        reranked.ranking.rows[:, :k], ranked.rows[:, :k], reranked.num_inliers, strict=True
     ):
         rows.append(new[np.isin(new, old[inliers >= config.expand_inliers])])
     return rows
@@ -35,7 +37,7 @@ def expanded(
     parts = [query.descriptors]
     low, high = query.keypoints.min(axis=0), query.keypoints.max(axis=0)
     for image in images:
-        model = match_pair(query, image, config.geometry).verification.model
+        model = match(query, image, config.geometry).verification.model
         if model is not None and abs(np.linalg.det(model)) > 1e-12:
             points = _transformed(image.keypoints, np.linalg.inv(model))
             parts.append(image.descriptors[((points >= low) & (points <= high)).all(axis=1)])

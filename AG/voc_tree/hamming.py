@@ -93,7 +93,7 @@ def soft_weights(bits: int, sigma: float, most: int) -> np.ndarray:
 
 
 def hard_weights(bits: int, most: int) -> np.ndarray:
-    """(bits + 1,) float32: 1 for a distance up to ``most``, else 0 (S2's ``ht``)."""
+    """(bits + 1,) float32: 1 for a distance up to ``most``, else 0 (delf_pytorch's ``ht``)."""
     return (np.arange(bits + 1) <= most).astype(np.float32)
 
 

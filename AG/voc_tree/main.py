@@ -1,137 +1,76 @@
 """Search test sets by visual words, verify, and score.
 
-    python3 -m voc_tree.main ./trees --root-directory ./features/sift \\
-        --test-datasets 'roxford5k,rparis6k' --tree-height 6 --tree-branch 10 \\
-        --output output_sift.txt --rerank-num 150
+Codebook, quantisation, inverted file, score, verification; --original takes every setting as
+delf_pytorch had it. The tree of a test set is saved in DIR/NAME, from where --no_train takes it.
 
-Codebook, quantisation, inverted file, score, verification; --s2 takes every setting as S2 had it.
-The tree of a test set is saved in DIR/NAME, from where --no-train takes it.
+Examples:
+    python3 -m voc_tree.main ./trees --root-directory features/sift --test-datasets roxford5k
+    python3 -m voc_tree.main ./trees --tree-height 2 --tree-branch 256 --expand
 """
+
+from retrieval.commands import script, tree_flags
+
+if __name__ == "__main__":  # -h need not wait for what is imported below
+    script.answer(tree_flags.read_search, __doc__)
 
 import logging
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict
 
-import numpy as np
-
-from retrieval import metrics, progress, report
-from retrieval.commands import flags
-from retrieval.commands.options import add_report, read_report_queries
-from retrieval.commands.script import run
-from retrieval.drawing.html_report.content import ReportContent
+from retrieval import report
+from retrieval.configs.rank import WordsConfig
 from retrieval.drawing.html_report.page import write_report
+from retrieval.evaluation import Evaluation
+from retrieval.feature_folders import open_features, sets_of
 from retrieval.files import write_atomically
-from retrieval.progress import Clock
-from retrieval.report import revisited_lines
-from voc_tree import options, pipeline
-from voc_tree.options import Settings
-from voc_tree.result import protocol_of, report_content
-from voc_tree.test_set import TestSet, open_test_set
+from voc_tree.pipeline import WordSearch
 from voc_tree.tree import Tree
 
 log = logging.getLogger("voc_tree")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Search every test set; print S2's lines, and write them, result.json and report.html."""
-    parser = flags.make_parser(__doc__)
-    parser.add_argument("directory", type=Path, metavar="DIR", help="folder of trees and results")
-    data = options.add_test_sets(parser)
-    text = "file for the printed lines"
-    data.add_argument("--output", type=Path, default=Path("output.txt"), help=text)
-    data.add_argument("--no_train", action="store_true", help="take the tree that was saved")
-    add_report(data)
-    options.add_settings(parser)
-    asked = flags.parse(parser, argv)
-    settings = options.read_settings(asked)
-    names = options.read_test_sets(asked)
-    report_queries = read_report_queries(asked)
-    test_sets = [open_test_set(settings.root, name) for name in names]
+    """Search every test set; print the lines of delf_pytorch, and save each evaluation."""
+    asked = tree_flags.read_search(__doc__, argv)
+    config, names = asked.settings, asked.test_datasets
+    sets = [open_features(asked.root, name) for name in sets_of(asked.root, names)]
 
+    script.keep_log(asked.directory)
     lines: list[str] = []
-    result: dict[str, Any] = {}
-    for photos in test_sets:
-        file = asked.get("directory") / photos.dataset / "tree.safetensors"
-        codebook, said = take_tree(photos, settings, file, train=not asked.get("no_train"))
-        figures, found, content = search(photos, codebook, settings)
-        said += [line for of in figures.values() for line in of]
+    for photos, features in sets:
+        folder = asked.directory / photos.name
+        file = folder / "tree.safetensors"
+        codebook = None if asked.train else Tree.load(file)
+        if codebook is not None:
+            codebook.check(config.tree, asdict(features.store.made_by))
+        search = WordSearch(photos, features, codebook)
+        said = [f"# branchs = {config.tree.tree_branch}", f"# height = {config.tree.tree_height}"]
+        if codebook is None:
+            start = time.perf_counter()
+            search.tree(config.tree).save(file)
+            said.append(f">> Training finished in {time.perf_counter() - start} s")
+        found = search.evaluate(config).save(folder)
+        said += printed(found, photos.name, config)
         log.info("%s", "\n".join(said))
         lines += said
-        result[photos.dataset] = found
-        write_atomically(asked.get("output"), "\n".join(lines) + "\n")
-        report.write_json(asked.get("directory") / "result.json", result)
-        page = asked.get("directory") / photos.dataset / "report.html"
-        write_report(page, content, report_queries)
-        log.info("report: %s", page)
+        write_atomically(asked.output, "\n".join(lines) + "\n")
+        report.write_predictions(folder / "predictions.csv", found, 20)
+        write_report(folder / "report.html", found, asked.report_queries)
+        log.info("report: %s", folder / "report.html")
 
 
-def take_tree(
-    photos: TestSet, settings: Settings, file: Path, *, train: bool
-) -> tuple[Tree, list[str]]:
-    """The tree, trained and saved or read from ``file``; and what to say of it."""
-    said = [f"# branchs = {settings.tree.tree_branch}", f"# height = {settings.tree.tree_height}"]
-    if not train:
-        codebook = Tree.load(file)
-        codebook.check(settings.tree, photos.settings)
-        return codebook, said
-    start = time.perf_counter()
-    codebook = pipeline.train_tree(photos, settings.tree)
-    codebook.save(file)
-    return codebook, [*said, f">> Training finished in {time.perf_counter() - start} s"]
-
-
-def search(
-    photos: TestSet, codebook: Tree, settings: Settings
-) -> tuple[dict[str, list[str]], dict[str, Any], ReportContent]:
-    """Rank, verify and expand: each step's printed lines, what result.json keeps, the report."""
-    settings = settings.suited_to(photos.settings)
-    clock = Clock()
-    rankings: dict[str, np.ndarray] = {}
-    headings = {"words": "# voctree"}
-    with clock.stage("index", len(photos.database)):
-        index = pipeline.index_database(photos, codebook, settings.score, progress.advance)
-    with clock.stage("search", len(photos.queries)):
-        ranked = pipeline.rank(photos, index, progress.advance)
-    rankings["words"] = ranked.ranking
-    verified = None
-    stamp = protocol_of(photos, settings)
-    if settings.rerank is not None:
-        pairs = ranked.ranking[:, : settings.rerank.top_k].size
-        with clock.stage("verification", pairs):
-            verified = pipeline.verify(photos, ranked, settings.rerank, progress.advance)
-        rankings["verified"] = verified.ranking
-        stamp["floor"] = verified.floor
-        model = settings.rerank.verify.model
-        headings["verified"] = f"# n_rerank = {settings.rerank.top_k}\n# {model}"
-        if settings.expand is not None:
-            with clock.stage("expansion"):
-                grown = pipeline.expand(
-                    photos, index, ranked, verified, settings.expand, settings.rerank
-                )
-            rankings["expanded"] = grown.ranking
-            headings["expanded"] = "# query expansion"
-    figures = {
-        step: metrics.evaluate_revisited(ranking, photos.ground_truth)
-        for step, ranking in rankings.items()
-    }
-    lines = {
-        step: [headings[step], *revisited_lines(photos.dataset, of)] for step, of in figures.items()
-    }
-    empty = int((index.file.num_features == 0).sum())
-    if empty:
-        lines["words"].insert(0, f"# {empty} database images without features rank last")
-    found = {
-        "figures": figures,
-        "seconds": clock.seconds,
-        "words": codebook.num_leaves,
-        "bytes_per_feature": index.file.nbytes / max(int(index.file.num_features.sum()), 1),
-        "database_images_without_features": empty,
-        "protocol": stamp,
-    }
-    return lines, found, report_content(photos, settings, rankings, verified, found)
+def printed(found: Evaluation, dataset: str, config: WordsConfig) -> list[str]:
+    """The lines that delf_pytorch prints of each step, and what is to be noted."""
+    headings = {"words": "# voctree", "expanded": "# query expansion"}
+    if config.rerank is not None:
+        model = config.rerank.verify.model
+        headings["verified"] = f"# n_rerank = {config.rerank.top_k}\n# {model}"
+    lines = [f"# {note}" for note in found.notes]
+    for step in found.steps:
+        lines += [headings[step.name], *report.revisited_lines(dataset, step.figures)]
+    return lines if found.photos.protocol else lines + report.answers(found)
 
 
 if __name__ == "__main__":
-    run(main)
+    script.run(main)

@@ -1,214 +1,215 @@
 """Flags: the fields of small frozen configs become flags, and come back as configs.
 
-A default lives on the config's field and nowhere else; what a field means is said in its config's
-docstring, and in one line in `HELP`. Hyphens and underscores in flags mean the same: S1 writes
-`--dataset_folder`, S2 `--test-datasets`. Only `Asked` looks at what argparse returns.
+What a setting means, its default, bounds and names stand on the config's field and nowhere else.
+Hyphens and underscores in flags mean the same: CosPlace writes `--dataset_folder`, cirtorch
+`--test-datasets`. Only `Asked` looks at what argparse returns.
 """
 
 import argparse
+import ast
 import dataclasses
+import functools
+import logging
 import re
 import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+from retrieval.configs.setting import About, Config, abouts
 
-from retrieval.errors import InputError
+Settings = TypeVar("Settings", bound=Config)
 
-Config = TypeVar("Config", bound="DataclassInstance")
+log = logging.getLogger(__name__)
 
+VERSION = "0.1.0"  # as in pyproject.toml
+
+# The parts of a script's help, in this order; a part without flags is not shown.
+GROUPS = (
+    "Data",
+    "Values to try",
+    "Photos",
+    "Network",
+    "Local features",
+    "Visual words",
+    "Matching",
+    "Verification",
+    "Re-ranking",
+    "Query expansion",
+    "Classes",
+    "Augmentation",
+    "Losses",
+    "Tuples",
+    "Training",
+    "Results",
+    "Run",
+)
+_METAVARS = {int: "N", float: "X", str: "NAME", Path: "FOLDER"}
 _FLAG = re.compile(r"^--([\w-]+)(?==|$)")
-
-HELP = {
-    # the network
-    "backbone": "trunk, a name of the table in backbone.py",
-    "head": "delg: GeM and a linear layer; gem: GeM alone, for frozen backbones",
-    "fc_output_dim": "size of the global descriptor",
-    "reduction": "an autoencoder makes the local descriptors",
-    "fm_reduction_dim": "size of the local descriptors with --reduction",
-    "attention": "learned, or norm: the L2 norm of the activation where none is trained",
-    "train_all_layers": "train the early layers of the backbone too",
-    # training
-    "epochs_num": "epochs; each trains one group",
-    "iterations_per_epoch": "steps of one epoch",
-    "batch_size": "training images a step, over all processes",
-    "lr": "learning rate of the network",
-    "classifiers_lr": "learning rate of the classifiers",
-    "seed": "of every random draw",
-    "precision": "mixed precision",
-    "num_workers": "processes that decode images",
-    "checkpoint_minutes": "time between checkpoints in mid-epoch",
-    "skip_bad_images": "go on without images that cannot be decoded, and count them",
-    "global_loss": "margin loss of the global descriptors",
-    "margin_scale": "scale of the margin loss (EigenPlaces: 100)",
-    "margin": "margin of the margin loss",
-    "global_weight": "weight of the margin loss",
-    "attention_weight": "weight of the attention loss",
-    "reconstruction_weight": "weight of the autoencoder's loss",
-    "image_size": "side of a training image (and of test images with --resize_test_imgs)",
-    "brightness": "colour jitter",
-    "contrast": "colour jitter",
-    "saturation": "colour jitter",
-    "hue": "colour jitter",
-    "random_resized_crop": "largest part of the area that a crop leaves out",
-    # CosPlace's groups
-    "M": "side of a cell in metres",
-    "alpha": "width of a cell in degrees",
-    "N": "cells of one group are N cells apart",
-    "L": "cells of one group are L headings apart",
-    "groups_num": "groups to train (1 for SF-XS and the toy city)",
-    "min_images_per_class": "classes with fewer images are left out",
-    # evaluation
-    "positive_dist_threshold": "metres within which a database image is a right answer",
-    "positive_angle": "degrees within which it must also look; default: any",
-    "scales": "factors at which global descriptors are taken and averaged",
-    "local_scales": "factors at which local features are taken",
-    "max_features": "local features an image, the strongest of all scales",
-    "min_score": "least attention of a local feature",
-    "infer_batch_size": "images run at once when extracting",
-    "pca_photos": "folder of other photos, on which to learn a projection of local descriptors",
-    "pca_dim": "dimensions of projected local descriptors",
-    "pca_power": "0: plain PCA; 0.25: half-whitening; 0.5: whitening",
-    "top_k": "predictions of each query that are re-ranked",
-    "num_features": "strongest local features an image that are matched; default: all",
-    "rule": "which descriptors match: mutual nearest neighbours, or one_way (S1)",
-    "ratio": "keep a match only if nearer than this times the second nearest",
-    "max_distance": "keep a match only if its L2 distance is below (S1: 0.6)",
-    "model": "geometric model fitted to the matches",
-    "backend": "library that fits it",
-    "residual": "largest residual of an inlier in pixels",
-    "trials": "RANSAC trials",
-    "fusion": "inliers that the best similarity of a ranking is worth",
-    "floor": "inliers that random pairs reach; default: measured",
-    "floor_quantile": "of the inlier counts of random pairs that is the floor",
-    "threads": "threads that match and verify; default: as many as torch uses",
-    # SIFT and the vocabulary tree
-    "feature_num": "local features an image, the strongest",
-    "root": "RootSIFT: square roots of the L1-normalised descriptors",
-    "upright": "give every feature the angle 0",
-    "tree_height": "levels of the tree (1: a flat codebook)",
-    "tree_branch": "children of a node",
-    "train_features": "features that the tree is trained on, at most",
-    "tree_seed": "of the tree's k-means",
-    "score": "of shared words: S2's l1, cosine, or hamming",
-    "words": "nearest words of a query feature that are looked up",
-    "bits": "length of a Hamming signature",
-    "aggregate": "one signature for the features of an image in a word (ASMK)",
-    "weight": "of a Hamming distance",
-    "ht": "largest Hamming distance that counts; default: 7/16 of the bits (soft, hard: 3/8)",
-    "sigma": "of the soft weight; default: a quarter of the bits",
-    "power": "of the power weight",
-    "burst": "do not damp several features of an image that match one query feature",
-    "nodes": "words are the leaves of the tree, or all its nodes",
-    "norm": "what scores are divided by: score with itself, or number of features",
-    "expand_num": "verified images that expand a query, at most",
-    "expand_inliers": "inliers with which an image expands a query",
-}
 
 
 class Asked:
     """What a command line asks for, as configs."""
 
-    def __init__(self, namespace: argparse.Namespace) -> None:
-        self._values = vars(namespace)
+    def __init__(self, values: Mapping[str, Any], bases: Mapping[type[Config], Config]) -> None:
+        self._values, self._bases = values, bases
 
-    def get(self, name: str) -> Any:
-        """The value of a flag that is no config's field."""
-        return self._values[name]
+    def get(self, flag: str) -> Any:
+        """The value of a flag, or None where it is not written."""
+        return self._values.get(flag)
 
-    def config(self, config: type[Config], **values: Any) -> Config:
+    def config(self, config: type[Settings], **values: Any) -> Settings:
         """The config that the flags say; ``values`` set further fields (InputError if refused)."""
-        return config(**{**self.given(config), **values})
+        base = self._bases.get(config)
+        if base is not None:
+            return self.fill(typing.cast(Settings, base), **values)
+        parts = {name: self.fill(part) for name, part in config.parts().items()}
+        return config(**{**parts, **self.given(config), **values})
 
-    def given(self, config: "type[DataclassInstance]") -> dict[str, Any]:
-        """The fields of ``config`` that the command line sets, without the defaults."""
-        fields = {field.name for field in dataclasses.fields(config)}
-        return {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in self._values.items()
-            if name in fields and value is not None
+    def fill(self, base: Settings, **values: Any) -> Settings:
+        """``base`` with what the flags say, in it and in the configs that it holds."""
+        parts = {
+            name: self.fill(part) for name, part in vars(base).items() if isinstance(part, Config)
         }
+        return dataclasses.replace(base, **{**parts, **self.given(type(base)), **values})
+
+    def given(self, config: type[Config]) -> dict[str, Any]:
+        """The fields of ``config`` that the command line sets, without the defaults."""
+        written = {name: self._values.get(about.flag) for name, about in _flagged(config).items()}
+        return {name: value for name, value in written.items() if value is not None}
 
 
-def make_parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser that takes no abbreviated flags."""
-    return argparse.ArgumentParser(
-        description=description,
-        epilog="Hyphens and underscores in flags mean the same.",
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+class Parser(argparse.ArgumentParser):
+    """Reads a command line into configs; takes no abbreviated flags.
 
-
-def add_configs(
-    parser: argparse.ArgumentParser,
-    *configs: "type[DataclassInstance]",
-    only: Sequence[str] | None = None,
-    but: Sequence[str] = (),
-    texts: Mapping[str, str] = HELP,
-) -> None:
-    """Add a flag for each field of each config that ``texts`` describe and ``only``/``but`` admit.
-
-    A bool becomes a switch (``--no_field`` where it is True by default), a tuple takes several
-    values, a Literal has choices. A field that two configs share has one flag.
+    description: a script's docstring; what follows a line "Examples:" ends the help.
     """
-    for config in configs:
-        group = parser.add_argument_group(_title(config))
+
+    def __init__(self, description: str | None) -> None:
+        text, _, examples = (description or "").partition("\nExamples:\n")
+        script = getattr(sys.modules["__main__"], "__spec__", None)
+        super().__init__(
+            prog=f"python3 -m {script.name}" if script else f"python3 {sys.argv[0]}",
+            description=text,
+            epilog="Hyphens and underscores in flags mean the same."
+            + f"\n\nexamples:\n{examples.rstrip()}" * bool(examples),
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        self.add_argument("--version", action="version", version=f"delg-delf {VERSION}")
+        self._groups = {title: self.add_argument_group(title) for title in GROUPS}
+        self._bases: dict[type[Config], Config] = {}
+        self._names: dict[str, tuple[str, bool]] = {}  # further name: flag, whether to warn
+
+    def add(
+        self,
+        base: Config | type[Config],
+        *,
+        only: Sequence[str] | None = None,
+        but: Sequence[str] = (),
+        texts: Mapping[str, str] | None = None,
+    ) -> None:
+        """Add a flag for each field that has a help text, of ``base`` and of the configs in it.
+
+        ``only`` and ``but`` say of which fields. ``texts`` say what a field means to this script
+        where that is more than its own help text says. A bool becomes a switch (``--no_field``
+        where it is True by default), a tuple takes several values, a Literal has choices. A field
+        that two configs share has one flag.
+        """
+        config = base if isinstance(base, type) else type(base)
+        if not isinstance(base, type):
+            self._bases[config] = base
         kinds = typing.get_type_hints(config)
-        for field in dataclasses.fields(config):
-            taken = f"--{field.name}" in parser._option_string_actions
-            wanted = field.name in texts and field.name in (only or texts)
-            if wanted and field.name not in but and not taken:
-                _add_flag(group, field, _without_none(kinds[field.name]), texts[field.name])
+        for name, about in _flagged(config).items():
+            if name in but or (only is not None and name not in only):
+                continue
+            about = dataclasses.replace(about, text=(texts or {}).get(name, about.text))
+            self._add_flag(about, _without_none(kinds[name]), getattr(base, name, None))
+        parts = config.parts() if isinstance(base, type) else vars(base)
+        for name, part in parts.items():
+            if isinstance(part, Config) and name not in but:
+                self.add(part, but=but, texts=texts)
+
+    def _add_flag(self, about: About, kind: Any, default: Any) -> None:
+        self.rename(about.flag, names=about.names, old=about.old)
+        switch = f"--no_{about.flag}" if kind is bool and default else f"--{about.flag}"
+        options = _options(about, kind, default)
+        if about.positional:
+            self.add_argument(about.flag, **options)
+        elif switch not in self._option_string_actions:
+            options |= {"dest": about.flag, "default": argparse.SUPPRESS}
+            self._groups[about.group].add_argument(switch, **options)
+
+    def group(self, title: str) -> argparse._ArgumentGroup:
+        """One of the `GROUPS`, to add flags to that are no config's fields."""
+        return self._groups[title]
+
+    def rename(self, flag: str, *, names: Sequence[str] = (), old: Sequence[str] = ()) -> None:
+        """Take other names for ``flag``; the ``old`` ones with a warning."""
+        self._names |= dict.fromkeys(names, (flag, False)) | dict.fromkeys(old, (flag, True))
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a flag."""
+        return f"--{name}" in self._option_string_actions
+
+    def read(self, argv: Sequence[str] | None) -> Asked:
+        """Parse the command line; argparse itself reports unknown flags, with exit status 2."""
+        named = [str(action.metavar or action.dest) for action in self._get_positional_actions()]
+        self.usage = " ".join(["%(prog)s", *named, "[--FLAG ...]"])  # the help lists the flags
+        words = sys.argv[1:] if argv is None else argv
+        values = vars(self.parse_args([_FLAG.sub(self._own_name, word) for word in words]))
+        return Asked({name: _flat(value) for name, value in values.items()}, self._bases)
+
+    def _own_name(self, word: re.Match[str]) -> str:
+        """``--tree_height`` of ``--tree-height``, ``--backbone`` of ``--arch``."""
+        name = word[1].replace("-", "_")
+        if self.has(name) or name not in self._names:
+            return f"--{name}"
+        flag, is_old = self._names[name]
+        if is_old:
+            _warn_once(name, flag)
+        return f"--{flag}"
 
 
-def _add_flag(
-    group: argparse._ArgumentGroup, field: dataclasses.Field, kind: Any, text: str
-) -> None:
-    flag, default = f"--{field.name}", field.default
-    shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
-    said = default in ("", None) or kind is bool
-    text += "" if said else f" (default: {shown})"
-    # A flag that is not written leaves no value: the default is the config's.
-    options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text}
+@functools.cache
+def _warn_once(old: str, new: str) -> None:
+    log.warning("--%s is now called --%s", old, new)
+
+
+def _flagged(config: type[Config]) -> dict[str, About]:
+    return {name: about for name, about in abouts(config).items() if about.text}
+
+
+def _options(about: About, kind: Any, default: Any) -> dict[str, Any]:
+    """The arguments of `add_argument`. A flag that is not written leaves no value."""
+    options: dict[str, Any] = {"help": about.text + _default_in_words(default)}
     if kind is bool:
-        flag = f"--no_{field.name}" if default is True else flag
-        options |= {"action": "store_false" if default is True else "store_true"}
-        options |= {"dest": field.name}
-    elif typing.get_origin(kind) is Literal:
-        options |= {"choices": typing.get_args(kind)}
-    elif typing.get_origin(kind) is tuple:
-        options |= {"nargs": "+", "type": typing.get_args(kind)[0]}
-    else:
-        options |= {"type": kind}
-    group.add_argument(flag, **options)
+        return options | {"action": "store_false" if default else "store_true"}
+    if typing.get_origin(kind) is typing.Literal:
+        return options | {"choices": typing.get_args(kind)}
+    if kind == tuple[str, ...]:
+        return options | {"type": names, "metavar": "NAMES"}
+    if typing.get_origin(kind) is tuple:
+        reader = scales if typing.get_args(kind)[0] is float else int
+        return options | {"nargs": "+", "type": reader, "metavar": about.unit or "N"}
+    return options | {"type": kind, "metavar": about.unit or _METAVARS.get(kind)}
 
 
-def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> Asked:
-    """Parse the command line; argparse itself reports unknown flags, with exit status 2."""
-    words = sys.argv[1:] if argv is None else argv
-    return Asked(parser.parse_args([_underscored(word) for word in words]))
+def _default_in_words(default: Any) -> str:
+    if default in ("", None) or isinstance(default, bool):
+        return ""
+    values = default if isinstance(default, tuple) else (default,)
+    words = [f"{each:.4g}" if isinstance(each, float) else str(each) for each in values]
+    return f" (default: {(',' if isinstance(values[0], str) else ' ').join(words)})"
 
 
-def _underscored(word: str) -> str:
-    """``--tree_height`` of ``--tree-height``; what is no flag stays."""
-    return _FLAG.sub(lambda flag: f"--{flag[1].replace('-', '_')}", word)
-
-
-def split_names(flag: str, text: str) -> tuple[str, ...]:
-    """The names between commas that ``flag`` was given; InputError if one comes twice."""
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    if len(set(names)) < len(names):
-        raise InputError(f"{flag} {text!r}: a name comes twice")
-    return names
-
-
-def _title(config: type) -> str:
-    return (config.__doc__ or config.__name__).strip().splitlines()[0].rstrip(".")
+def _flat(value: Any) -> Any:
+    """The values of a flag that takes several, as one tuple."""
+    if not isinstance(value, list):
+        return value
+    return tuple(each for part in value for each in (part if isinstance(part, tuple) else (part,)))
 
 
 def _without_none(kind: Any) -> Any:
@@ -216,3 +217,44 @@ def _without_none(kind: Any) -> Any:
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
         return next(part for part in typing.get_args(kind) if part is not type(None))
     return kind
+
+
+def read(options: type[Settings], description: str | None, argv: Sequence[str] | None) -> Settings:
+    """Read a command line of which each flag is a field of ``options``."""
+    parser = Parser(description)
+    parser.add(options)
+    return parser.read(argv).config(options)
+
+
+def names(text: str) -> tuple[str, ...]:
+    """The names between commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def scales(text: str) -> tuple[float, ...]:
+    """Numbers between commas, in brackets or not: cirtorch writes ``[1, 1/2**(1/2), 1/2]``.
+
+    Raises argparse's error for anything else.
+    """
+    try:
+        tree = ast.parse(f"[{text.strip().removeprefix('[').removesuffix(']')}]", mode="eval").body
+        values = tuple(_number(each) for each in tree.elts) if isinstance(tree, ast.List) else ()
+    except (SyntaxError, ArithmeticError, ValueError, TypeError):
+        values = ()
+    if not values or not all(0 < value < 100 for value in values):
+        expected = "expected numbers above 0 and below 100, as in '1 0.5' or '[1, 1/2**(1/2), 1/2]'"
+        raise argparse.ArgumentTypeError(f"{text!r}: {expected}")
+    return values
+
+
+def _number(node: ast.expr) -> float:
+    match node:
+        case ast.Constant(value=int() | float() as value):
+            return float(value)
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_number(operand)
+        case ast.BinOp(left=left, op=ast.Div(), right=right):
+            return _number(left) / _number(right)
+        case ast.BinOp(left=left, op=ast.Pow(), right=right):
+            return float(_number(left) ** _number(right))
+    raise ValueError("only numbers, / and ** are understood")

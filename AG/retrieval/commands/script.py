@@ -1,40 +1,94 @@
 """How a script runs and ends."""
 
+import ctypes
 import logging
+import logging.handlers
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from retrieval.devices import keep_freed_memory
 from retrieval.errors import InputError, Stopped
+from retrieval.files import command_line, new_folder, write_atomically
 
 CACHE = Path("cache")
-
-
 LOGS = Path("logs")
 
+# Lines of the log that are kept until there is a run folder to write them to.
+_MOST_LINES = 10_000
 
-def run(main: Callable[[], None]) -> None:
+
+def answer(read: Callable[[str | None, Sequence[str] | None], object], doc: str | None) -> None:
+    """Read the command line before a script imports what takes seconds to load.
+
+    ``-h`` and flags that cannot be are answered at once; else the script goes on, and reads the
+    line again in its ``main``. So each script calls this above its imports.
+    """
+    status = _status_of(lambda: read(doc, None))
+    if status:
+        sys.exit(status)
+
+
+def run(main: Callable[[], object]) -> None:
     """Call a script's ``main``; an `InputError` becomes one message and exit status 2."""
     keep_freed_memory()
+    kept = logging.handlers.MemoryHandler(_MOST_LINES, logging.CRITICAL)
+    logging.getLogger().addHandler(kept)
+    sys.exit(_status_of(main))
+
+
+def open_run(root: Path) -> Path:
+    """A new run folder below ``root``, in which the process's log is kept."""
+    folder = new_folder(root)
+    keep_log(folder)
+    return folder
+
+
+def keep_log(folder: Path) -> None:
+    """Write what this process has logged, and will, to info.log, and its command to command.txt."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "command.txt", command_line() + "\n")
+    file = logging.FileHandler(folder / "info.log", encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    root_log = logging.getLogger()
+    for kept in [each for each in root_log.handlers if type(each).__name__ == "MemoryHandler"]:
+        assert isinstance(kept, logging.handlers.MemoryHandler)
+        kept.setTarget(file)
+        kept.close()
+        root_log.removeHandler(kept)
+    root_log.addHandler(file)
+
+
+def _status_of(work: Callable[[], object]) -> int:
     # Of the processes that torchrun starts, the first one speaks for all.
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
     logging.basicConfig(format="%(message)s", level=level, stream=sys.stdout)
-    status = 0
+    logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells how it was loaded
     try:
-        main()
-    except InputError as error:
-        status = _say(f"error: {error}", 2)
+        work()
     except Stopped as stop:
-        status = _say(f"{stop}; the same command goes on from there", stop.exit_status)
-    except OSError as error:  # a full disk, a folder that may not be written, a file in its place
-        status = _say(f"error: {error}", 2)
+        return _say(f"{stop}; the same command goes on from there", stop.exit_status)
+    except (InputError, OSError) as error:  # a full disk, a folder that may not be written
+        return _say(f"error: {error}", 2)
     except KeyboardInterrupt:
-        status = _say("interrupted", 130)
-    sys.exit(status)
+        return _say("interrupted", 130)
+    return 0
 
 
 def _say(message: str, status: int) -> int:
     print(message, file=sys.stderr)
     return status
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory for the next allocation instead of giving it back each time.
+
+    A network's maps are large, so by default each is mapped anew and its pages are faulted in. On
+    virtual machines that can cost several times what the layers do. Elsewhere (macOS, musl) there
+    is no such setting and nothing is done.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        trim_threshold, mmap_threshold = -1, -3  # names of the parameters in malloc.h
+        mallopt(mmap_threshold, 1 << 30)
+        mallopt(trim_threshold, (1 << 31) - 1)

@@ -26,7 +26,7 @@ class Steps:
             self.seconds = json.loads(file.read_text())
 
     def take(self, step: str, *commands: str) -> None:
-        """Run ``python3 <command>`` for each command, unless the step is done.
+        """Run ``python3 COMMAND``, by this interpreter, for each command unless the step is done.
 
         Commands are typed as in a shell; they find the packages of this folder. One that fails, or
         is stopped by a signal, ends this process with its exit status.
@@ -35,13 +35,19 @@ class Steps:
             return
         start = time.perf_counter()
         for command in commands:
-            log.info("\n== %s\npython3 %s", step, command)
+            log.info("\n== %s\n%s %s", step, _python(), command)
             status = _run([sys.executable, *shlex.split(command)])
             if status:
                 log.info("stopped at %r; the same command goes on from here", step)
                 sys.exit(status)
         self.seconds[step] = round(time.perf_counter() - start, 1)
         write_atomically(self._file, json.dumps(self.seconds, indent=2) + "\n")
+
+
+def _python() -> str:
+    """The running interpreter as it is typed from here."""
+    here = Path(sys.executable)
+    return str(here.relative_to(Path.cwd())) if here.is_relative_to(Path.cwd()) else str(here)
 
 
 def _run(words: list[str]) -> int:

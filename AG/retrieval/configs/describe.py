@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from retrieval.configs.setting import Config, setting
 from retrieval.errors import InputError
 
 Precision = Literal["bf16", "fp16", "fp32"]
@@ -17,6 +18,18 @@ BACKBONE_NAMES = (
     "efficientnet_lite0",
 )
 
+BACKBONE = "resnet18, 34, 50, 101 or 152, vgg16, efficientnet_b0 to b7, or efficientnet_lite0"
+FEATURES = "local features of a photo that are kept, those with the highest score"
+SKIP = "leave out photos that cannot be read, and say how many; else they are an error"
+PRECISION = "arithmetic of the network; bf16 and fp16 are mixed precision"
+
+GLOBAL_SCALES = "scales of a photo at which its global descriptor is taken; the mean is used"
+LOCAL_SCALES = "scales of a photo at which its local features are taken"
+ATTENTION = (
+    "how strong a local feature is. learned: by the trained attention; norm: by the L2 norm of the "
+    "activation, for networks whose attention nobody trained"
+)
+
 POOLS = ("mac", "spoc", "gem")
 
 
@@ -24,153 +37,162 @@ Layer = Literal["layer3", "layer4"]
 
 
 @dataclass(frozen=True)
-class DelgConfig:
-    """What the network is made of; a checkpoint carries it.
+class DelgConfig(Config, group="Network"):
+    """What a DELG network is made of; a checkpoint carries it.
 
-    backbone:         one of BACKBONE_NAMES.
-    head:             "delg": L2 over channels, GeM, Linear, L2 (as S1 and CosPlace);
-                      "gem": GeM, L2, for backbones used as they are.
-    fc_output_dim:    size of the global descriptor; with head "gem" it is the global map's depth.
-    reduction:        an autoencoder makes the local descriptors, `fm_reduction_dim` wide; without
-                      it they are the local map itself.
-    attention:        "learned", or "norm": the L2 norm of the local map, where nothing is trained,
-                      averaged over `norm_window` x `norm_window` cells.
-    attention_dim:    width of the hidden layer of the learned attention.
-    train_all_layers: otherwise the backbone's early layers are frozen.
+    With head "delg" the global descriptor is L2 over channels, GeM, Linear, L2 (as in the first
+    PyTorch DELG and in CosPlace); with "gem" it is GeM, L2, for backbones used as they are, and its
+    size is the depth of the backbone's last map. Attention "norm" is averaged over
+    `norm_window` x `norm_window` cells. `attention_dim` is the width of the hidden layer of the
+    learned attention.
     """
 
-    backbone: str = "resnet18"
-    head: Literal["delg", "gem"] = "delg"
-    fc_output_dim: int = 512
+    backbone: str = setting("resnet18", BACKBONE, names=("arch",), choices=BACKBONE_NAMES)
+    head: Literal["delg", "gem"] = setting(
+        "delg",
+        "how the global descriptor is made. delg: GeM pooling and a trained linear layer; gem: GeM "
+        "pooling alone, for a backbone that is used as it is",
+    )
+    fc_output_dim: int = setting(512, "dimensions of the global descriptor", least=1)
     gem_p: float = 3.0
     gem_eps: float = 1e-6
-    reduction: bool = False
-    fm_reduction_dim: int = 128
-    attention: Literal["learned", "norm"] = "learned"
-    attention_dim: int = 512
-    norm_window: int = 3
-    train_all_layers: bool = False
+    reduction: bool = setting(
+        False, "let an autoencoder make short local descriptors of the backbone's map"
+    )
+    fm_reduction_dim: int = setting(
+        128, "dimensions of the local descriptors that --reduction makes", least=1
+    )
+    attention: Literal["learned", "norm"] = setting("learned", ATTENTION)
+    attention_dim: int = setting(512, least=1)
+    norm_window: int = setting(3, least=1)
+    train_all_layers: bool = setting(
+        False, "train the early layers of the backbone too; otherwise they stay as they are"
+    )
 
     def __post_init__(self) -> None:
-        """Raise InputError for a value that no network can have."""
         object.__setattr__(self, "backbone", self.backbone.lower())  # CosPlace writes ResNet18.
-        if self.backbone not in BACKBONE_NAMES:
-            raise InputError(
-                f"--backbone {self.backbone}: expected one of {', '.join(BACKBONE_NAMES)}"
-            )
-        if self.head not in ("delg", "gem"):
-            raise InputError(f"--head {self.head}: expected delg or gem")
-        if self.attention not in ("learned", "norm"):
-            raise InputError(f"--attention {self.attention}: expected learned or norm")
-        for name in ("fc_output_dim", "fm_reduction_dim", "attention_dim"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name} {getattr(self, name)}: expected at least 1")
-        if self.norm_window < 1 or self.norm_window % 2 == 0:
-            raise InputError(f"--norm_window {self.norm_window}: expected an odd number")
+        super().__post_init__()
+        if self.norm_window % 2 == 0:
+            raise InputError(f"norm_window {self.norm_window}: expected an odd number")
+
+    @property
+    def weight_fields(self) -> tuple[str, ...]:
+        """The fields that decide which weights the network has."""
+        names = ["backbone", "head"] + ["fc_output_dim"] * (self.head == "delg")
+        names += ["attention_dim"] * (self.attention == "learned")
+        names += ["reduction"] + ["fm_reduction_dim"] * self.reduction
+        return tuple(names)
 
 
 @dataclass(frozen=True)
-class DelfConfig:
-    """What the network is made of; a checkpoint carries it.
+class DelfConfig(Config, group="Network"):
+    """What a DELF network is made of; a checkpoint carries it.
 
-    arch:            one of BACKBONE_NAMES, whose local and global map stand for layer3 and layer4
-                     where it is no ResNet.
-    pool:            how the map becomes a descriptor; GeM's power is learned.
-    local_whitening: a linear layer on each cell before pooling.
-    regional:        pool R-MAC's regions, each with its own linear layer, and add them up.
-    whitening:       a linear layer after pooling.
-    attention:       the map is weighted by a learned attention before it is pooled.
-    layer:           the map that is pooled, and that the attention is trained on.
-    local_layer:     the map whose cells are the local features.
+    attention:   "learned": the map is weighted by it before it is pooled, and it scores the local
+                 features; "norm": nothing is weighted, and a local feature is scored by the L2 norm
+                 of its cell, averaged as `DelgConfig` does.
+    layer:       the map that is pooled, and that the attention is trained on.
+    local_layer: the map whose cells are the local features.
+
+    Of a backbone that is no ResNet, the local and the global map stand for layer3 and layer4.
     """
 
-    arch: str = "resnet101"
-    pool: Literal["mac", "spoc", "gem"] = "gem"
-    local_whitening: bool = False
-    regional: bool = False
-    whitening: bool = False
-    attention: bool = False
+    arch: str = setting(
+        "resnet101", BACKBONE, flag="backbone", names=("arch",), choices=BACKBONE_NAMES
+    )
+    pool: Literal["mac", "spoc", "gem"] = setting(
+        "gem",
+        "how a map becomes a global descriptor: by the maximum, the mean, or a generalised mean "
+        "with a trained power",
+    )
+    local_whitening: bool = setting(False, "put a linear layer on each cell before pooling")
+    regional: bool = setting(
+        False, "pool the regions of R-MAC, each with a linear layer of its own, and add them up"
+    )
+    whitening: bool = setting(False, "put a linear layer after pooling")
+    attention: Literal["learned", "norm"] = "norm"
     layer: Layer = "layer4"
     local_layer: Layer = "layer4"
 
     def __post_init__(self) -> None:
-        """Raise InputError for a value that no network can have."""
-        if self.arch not in BACKBONE_NAMES:
-            raise InputError(f"--arch {self.arch}: expected one of {', '.join(BACKBONE_NAMES)}")
-        if self.pool not in POOLS:
-            raise InputError(f"--pool {self.pool}: expected one of {', '.join(POOLS)}")
-        for name in ("layer", "local_layer"):
-            if getattr(self, name) not in ("layer3", "layer4"):
-                raise InputError(f"--layer {getattr(self, name)}: expected layer3 or layer4")
+        super().__post_init__()
         if (self.layer, self.local_layer) == ("layer3", "layer4"):
             raise InputError(
                 "--layer layer4: this network's attention is of layer3; use --layer layer3"
             )
 
+    @property
+    def weight_fields(self) -> tuple[str, ...]:
+        """The fields that decide which weights the network has, and what they are trained on."""
+        names = ("arch", "pool", "local_whitening", "regional", "whitening")
+        return (*names, "layer") if self.attention == "learned" else names
+
 
 @dataclass(frozen=True)
-class SiftConfig:
-    """SIFT features; the defaults are S2's.
+class SiftConfig(Config, group="Local features"):
+    """SIFT features; the defaults are those of delf_pytorch.
 
-    feature_num: the strongest of an image are kept.
-    root:        RootSIFT: the square root of the L1-normalised descriptor (Arandjelović and
-                 Zisserman, "Three things everyone should know", CVPR 2012).
-    upright:     every feature has angle 0, as photos are mostly taken upright; one feature a place.
-    longest_side: larger photos are reduced to this.
+    RootSIFT is of Arandjelović and Zisserman, "Three things everyone should know", CVPR 2012.
+    Upright features serve photos that were taken upright, as most are; one feature a place.
     """
 
-    feature_num: int = 500
-    root: bool = False
-    upright: bool = False
-    longest_side: int = 1024
+    feature_num: int = setting(500, FEATURES, flag="max_features", names=("feature_num",), least=1)
+    root: bool = setting(
+        False, "RootSIFT: take the square roots of descriptors whose sum has been made 1"
+    )
+    upright: bool = setting(False, "give every feature the angle 0")
+    longest_side: int = setting(
+        1024, "reduce larger photos until their longest side is this", "PIXELS", least=1
+    )
     contrast_threshold: float = 0.01
     edge_threshold: float = 30.0
     sigma: float = 1.6
 
-    def __post_init__(self) -> None:
-        for name in ("feature_num", "longest_side"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name} {getattr(self, name)}: at least 1 is needed")
-
     @property
     def directory(self) -> str:
-        """The name of the directory of these features: ``sift`` for S2's."""
+        """The name of the directory of these features: ``sift`` for those of delf_pytorch."""
         if self == SiftConfig():
             return "sift"
         kind = ("root" if self.root else "") + "sift" + ("_upright" if self.upright else "")
-        size = "" if self.longest_side == SiftConfig.longest_side else f"_{self.longest_side}px"
+        size = "" if self.longest_side == SiftConfig().longest_side else f"_{self.longest_side}px"
         return f"{kind}_{self.feature_num}{size}"
 
 
 @dataclass(frozen=True)
-class ExtractConfig:
+class ExtractConfig(Config, group="Local features"):
     """Extraction at test time: image size, scales, number of local features.
 
-    resize: ``none``, ``shorter`` (the shorter side becomes ``size``, as CosPlace does) or
-        ``longest`` (a longest side above ``size`` becomes ``size``, as for landmarks).
-    scales, local_scales: factors applied after that, for global and for local features.
-    max_features: the strongest features of an image, over all scales, are kept.
-    min_score: features with less attention are dropped.
-    infer_batch_size, num_workers, precision: how, not what; bf16 moves results by rounding.
+    resize: "none", "shorter" (the shorter side becomes ``size``, as CosPlace does) or "longest" (a
+        longest side above ``size`` becomes ``size``, as is usual for landmarks).
+
+    Both lists of scales apply after that. Of the features of an image over all scales the
+    strongest `max_features` are kept. bf16 moves results by rounding.
     """
 
     resize: Literal["none", "shorter", "longest"] = "none"
-    size: int = 512
-    scales: tuple[float, ...] = (1.0,)
-    local_scales: tuple[float, ...] = (1.0,)
-    max_features: int = 1000
-    min_score: float = 0.0
-    infer_batch_size: int = 16
-    num_workers: int = 2
-    precision: Precision = "bf16"
+    size: int = setting(512, least=1)
+    scales: tuple[float, ...] = setting(
+        (1.0,),
+        GLOBAL_SCALES,
+        "X",
+        flag="global_scales",
+        names=("scales",),
+        group="Photos",
+        above=0,
+    )
+    local_scales: tuple[float, ...] = setting((1.0,), LOCAL_SCALES, "X", above=0)
+    max_features: int = setting(1000, FEATURES, names=("feature_num",), least=1)
+    min_score: float = setting(
+        0.0, "score that a local feature must have: at least this", names=("alpha_thresh",)
+    )
+    precision: Precision = setting("bf16", PRECISION, group="Run")
+    skip_bad_images: bool = setting(False, SKIP, group="Run")
 
     def __post_init__(self) -> None:
-        for name in ("size", "max_features", "infer_batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name} {getattr(self, name)}: at least 1 is needed")
+        super().__post_init__()
         for name in ("scales", "local_scales"):
-            if not getattr(self, name) or min(getattr(self, name)) <= 0:
-                raise InputError(f"--{name} must be positive numbers, not {getattr(self, name)}")
+            if not getattr(self, name):
+                raise InputError(f"{name}: at least one is needed")
 
     def target_size(self, full: tuple[int, int], part: tuple[int, int]) -> tuple[int, int]:
         """The (width, height) that a ``part`` of an image of size ``full`` is resized to.
@@ -186,21 +208,28 @@ class ExtractConfig:
 
 
 @dataclass(frozen=True)
-class PcaConfig:
-    """Projection of local descriptors (none without photos to learn it on).
+class PcaConfig(Config, group="Local features"):
+    """Projection of local descriptors by principal components, learned on other photos.
 
-    pca_power: each axis is scaled by its eigenvalue to the minus this power. 0 is plain PCA, ½
-    whitening; ¼, half-whitening, serves local descriptors best.
+    Each axis is divided by its eigenvalue to the `pca_power`; a quarter, half-whitening, serves
+    local descriptors best.
     """
 
-    pca_photos: Path | None = None
-    pca_dim: int = 128
-    pca_power: float = 0.25
+    pca_photos: Path | None = setting(
+        None, "folder of other photos, to learn a projection of local descriptors on", "FOLDER"
+    )
+    pca_dim: int = setting(128, "dimensions of the projected descriptors", least=1)
+    pca_power: float = setting(0.25, "0: plain PCA; 0.25: half-whitening; 0.5: whitening")
 
 
 @dataclass(frozen=True)
-class LocalConfig:
-    """Local features."""
+class LocalConfig(Config, group="Local features"):
+    """The local features of a DELF network that are kept."""
 
-    feature_num: int = 2000
-    alpha_thresh: float = 0.0
+    feature_num: int = setting(2000, FEATURES, flag="max_features", names=("feature_num",), least=1)
+    alpha_thresh: float = setting(
+        0.0,
+        "score that a local feature must have: more than this",
+        flag="min_score",
+        names=("alpha_thresh",),
+    )

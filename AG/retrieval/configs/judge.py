@@ -1,17 +1,61 @@
-"""Which answers are right."""
+"""How answers are judged: which photos, which answers are right, how a network is evaluated."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from retrieval.errors import InputError
+from retrieval.configs.describe import ExtractConfig, PcaConfig
+from retrieval.configs.learn import SEED
+from retrieval.configs.rank import RerankConfig
+from retrieval.configs.setting import Config, setting
 
 
 @dataclass(frozen=True)
-class PositivesConfig:
-    """Which database images are right answers, for sets in which names tell the positions."""
+class PositivesConfig(Config, group="Data"):
+    """Which database photos are right answers, for sets in which names tell the positions."""
 
-    positive_dist_threshold: float = 25.0
-    positive_angle: float | None = None
+    positive_dist_threshold: float = setting(
+        25.0, "a database photo taken within this distance is a right answer", "METRES", above=0
+    )
+    positive_angle: float | None = setting(
+        None, "it must also look in a direction within this angle (default: in any)", "DEGREES"
+    )
 
-    def __post_init__(self) -> None:
-        if self.positive_dist_threshold <= 0:
-            raise InputError(f"--positive_dist_threshold {self.positive_dist_threshold}: not > 0")
+
+@dataclass(frozen=True)
+class Source:
+    """Where a photo set lies, in one folder (``dataset``) or in two, and what is right in it.
+
+    What opens a set again: `open_set`. positives_file: of two folders, instead of the positions in
+    the names. labels: False for sets in which nothing is known to be right.
+    """
+
+    dataset: Path | None = None
+    database: Path | None = None
+    queries: Path | None = None
+    positives_file: Path | None = None
+    positives: PositivesConfig = field(default_factory=PositivesConfig)
+    labels: bool = True
+
+
+@dataclass(frozen=True)
+class EvaluationConfig(Config, group="Results"):
+    """How a network is evaluated: descriptors, ranking, re-ranking, figures.
+
+    extract: how photos are described.
+    rerank:  how rankings are re-ranked by local features; None: not at all.
+    pca:     a projection of local descriptors to learn first.
+    """
+
+    extract: ExtractConfig = field(default_factory=ExtractConfig)
+    rerank: RerankConfig | None = field(default_factory=RerankConfig)
+    pca: PcaConfig = field(default_factory=PcaConfig)
+    recall_values: tuple[int, ...] = setting(
+        (1, 5, 10, 20), "the N for which recall@N is told", least=1
+    )
+    all_local_features: bool = setting(
+        False,
+        "extract the local features of all photos, not of those alone that are re-ranked, so that "
+        "voc_tree.main can search them",
+        group="Local features",
+    )
+    seed: int = setting(0, SEED, group="Run", least=0)

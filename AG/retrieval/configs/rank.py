@@ -2,10 +2,10 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
-import numpy as np
-
+from retrieval.configs.learn import SEED
+from retrieval.configs.setting import Config, setting
 from retrieval.errors import InputError
 
 Rule = Literal["mutual", "one_way"]
@@ -15,36 +15,42 @@ MatchPrecision = Literal["int8", "float32"]
 
 
 @dataclass(frozen=True)
-class MatchConfig:
-    """How two descriptor sets are matched.
+class MatchConfig(Config, group="Matching"):
+    """How two sets of descriptors are matched.
 
     rule:         "mutual": each is the other's nearest neighbour. "one_way": the nearest database
                   descriptor of every query descriptor.
-    ratio:        keep a match only if its distance is below `ratio` times the distance to the
-                  second nearest database descriptor (Lowe's test); None: no such test.
-    max_distance: keep a match only if its L2 distance is below this; None: no bound. S1 used
-                  "one_way" with 0.6-0.65.
+    ratio:        Lowe's test: keep a match only if its distance is below `ratio` times the distance
+                  to the second nearest database descriptor; None: no such test.
+    max_distance: keep a match only if its L2 distance is below this; None: no bound.
     precision:    of the products that find the neighbours: "int8" is fast, and may take one of two
                   nearly equal neighbours for the other; "float32" is exact. The distances in both
                   tests are always exact.
     """
 
-    rule: Rule = "mutual"
-    ratio: float | None = None
-    max_distance: float | None = None
-    precision: MatchPrecision = "int8"
-
-    def __post_init__(self) -> None:
-        for name, value, known in (
-            ("rule", self.rule, get_args(Rule)),
-            ("precision", self.precision, get_args(MatchPrecision)),
-        ):
-            if value not in known:
-                raise InputError(f"matching {name} {value!r}: expected one of {', '.join(known)}")
-        if self.ratio is not None and not 0 < self.ratio <= 1:
-            raise InputError(f"matching ratio {self.ratio}: expected a number in (0, 1], or none")
-        if self.max_distance is not None and not self.max_distance > 0:
-            raise InputError(f"matching distance {self.max_distance}: expected a number above 0")
+    rule: Rule = setting(
+        "mutual",
+        "which features match. mutual: each is the other's nearest; one_way: every feature of the "
+        "query and its nearest in the database photo",
+    )
+    ratio: float | None = setting(
+        None,
+        "Lowe's test: a match must be nearer than this times the second nearest (default: no test)",
+        above=0,
+        most=1,
+    )
+    max_distance: float | None = setting(
+        None,
+        "a match must be nearer than this, in L2 distance of descriptors (default: no bound; the "
+        "first PyTorch DELG: one_way and 0.6)",
+        above=0,
+    )
+    precision: MatchPrecision = setting(
+        "int8",
+        "arithmetic that finds nearest features; float32 is exact, int8 many times as fast",
+        flag="match_precision",
+        old=("precision",),
+    )
 
 
 Backend = Literal["opencv", "skimage", "poselib", "pycolmap"]
@@ -71,8 +77,8 @@ def backends_for(model: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class VerifyConfig:
-    """How matches are verified.
+class VerifyConfig(Config, group="Verification"):
+    """How matches are verified: a geometric model is fitted, and its inliers are counted.
 
     model:      "affine", "homography", "fundamental"; or "similarity", for features with scale (and
                 orientation): every match proposes one similarity, the best five are refined to
@@ -84,34 +90,34 @@ class VerifyConfig:
     confidence: sampling may stop early when a better model is less likely than 1 - confidence.
     seed:       of the sampling.
 
-    S1: affine, skimage, residual 15, 100 trials, confidence 1. The paper: affine, 1000 trials.
+    The first PyTorch DELG: affine, skimage, residual 15, 100 trials, confidence 1. The paper:
+    affine, 1000 trials.
     """
 
-    model: Model = "affine"
-    backend: Backend = "opencv"
-    residual: float | None = None
-    trials: int = 1000
-    confidence: float = 0.999
-    seed: int = 0
+    model: Model = setting(
+        "affine",
+        "geometric model that is fitted to the matches; similarity is for features with a scale",
+    )
+    backend: Backend = setting("opencv", "library that fits the model")
+    residual: float | None = setting(
+        None,
+        "a match within this of where the model puts it is an inlier (default: affine and "
+        "similarity 15, homography 12, fundamental 4)",
+        "PIXELS",
+        above=0,
+    )
+    trials: int = setting(1000, "random samples of matches that the model is fitted to", least=1)
+    confidence: float = setting(0.999, above=0, most=1)
+    seed: int = setting(0, SEED, group="Run", least=0, most=2**31 - 1)
 
     def __post_init__(self) -> None:
-        if self.model not in get_args(Model):
-            expected = ", ".join(get_args(Model))
-            raise InputError(f"verification model {self.model!r}: expected one of {expected}")
+        super().__post_init__()
         known = backends_for(self.model) or (VerifyConfig.backend,)
         if self.backend not in known:
             raise InputError(
-                f"verification back-end {self.backend!r} for model {self.model!r}:"
+                f"--backend {self.backend} for --model {self.model}:"
                 f" expected one of {', '.join(known)}"
             )
-        if self.residual is not None and not self.residual > 0:
-            raise InputError(f"residual {self.residual}: expected pixels above 0")
-        if self.trials < 1:
-            raise InputError(f"trials {self.trials}: expected at least 1")
-        if not 0 < self.confidence <= 1:
-            raise InputError(f"confidence {self.confidence}: expected a number in (0, 1]")
-        if not 0 <= self.seed < 2**31:
-            raise InputError(f"seed {self.seed}: expected a number from 0 to 2**31 - 1")
 
     @property
     def residual_px(self) -> float:
@@ -141,49 +147,50 @@ class Geometry:
 
 
 @dataclass(frozen=True)
-class RerankConfig:
-    """How rankings are verified.
+class RerankConfig(Config, group="Re-ranking"):
+    """How rankings are verified and reordered.
 
     top_k:          entries at the head of each ranking that are verified and reordered.
     num_features:   the strongest so many local features of each image are matched; None: all.
     match, verify:  of every pair of images.
-    fusion:         inliers that the best similarity of a row is worth, see `reorder`; 0: similarity
-                    only decides between equal inliers.
-    floor:          inliers that count for nothing; None: measured on random pairs. S1: 0.
+    fusion:         inliers that are added for global similarity, see `reorder`; 0: similarity only
+                    decides between equal inliers.
+    floor:          inliers that count for nothing; None: measured on random pairs.
     floor_pairs:    random pairs to measure it on.
-    floor_quantile: of their inlier counts that is the floor. A quantile as high as 0.99 rests on
-                    the few pairs that happen to show one place; 0.95 hardly moves with them.
+    floor_quantile: the floor is this quantile of the random pairs' inlier counts. One as high as
+                    0.99 rests on the few pairs that happen to show one place; 0.95 hardly moves
+                    with them.
     seed:           of the draw of the random pairs.
-    threads:        None: as many as torch uses.
     """
 
-    top_k: int = 100
-    num_features: int | None = None
+    top_k: int = setting(
+        100, "predictions of each query that are re-ranked", names=("rerank_num",), least=1
+    )
+    num_features: int | None = setting(
+        None,
+        "local features of a photo that are matched, the strongest (default: all)",
+        least=1,
+    )
     match: MatchConfig = field(default_factory=MatchConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
-    fusion: float = 0.0
-    floor: float | None = None
-    floor_pairs: int = 400
-    floor_quantile: float = 0.95
-    seed: int = 0
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("top_k", "floor_pairs"):
-            if getattr(self, name) < 1:
-                raise InputError(f"re-ranking {name} {getattr(self, name)}: expected at least 1")
-        for name in ("num_features", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"re-ranking {name} {value}: expected at least 1")
-        for name in ("fusion", "floor"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < np.inf:
-                raise InputError(f"re-ranking {name} {value}: expected inliers, 0 or more")
-        if not 0 <= self.floor_quantile <= 1:
-            raise InputError(f"floor quantile {self.floor_quantile}: expected a number in [0, 1]")
-        if not 0 <= self.seed < 2**31:
-            raise InputError(f"re-ranking seed {self.seed}: expected a number from 0 to 2**31 - 1")
+    fusion: float = setting(
+        0.0,
+        "adds global similarity to the inlier count: the most similar photo gets this many extra "
+        "inliers",
+        "INLIERS",
+        least=0,
+    )
+    floor: float | None = setting(
+        None,
+        "only inliers above this number move a photo up (default: what random pairs reach)",
+        "INLIERS",
+        least=0,
+    )
+    floor_pairs: int = setting(400, least=1)
+    floor_quantile: float = setting(
+        0.95, "the floor is this quantile of the random pairs' inlier counts", least=0, most=1
+    )
+    seed: int = setting(0, SEED, group="Run", least=0, most=2**31 - 1)
 
     @property
     def geometry(self) -> Geometry:
@@ -192,27 +199,21 @@ class RerankConfig:
 
 
 @dataclass(frozen=True)
-class TreeConfig:
-    """Shape and training of a tree; the shape is S2's by default.
+class TreeConfig(Config, group="Visual words"):
+    """Shape and training of a vocabulary tree; the shape is delf_pytorch's by default.
 
-    tree_height, tree_branch: levels below the root, and children of a node. A node that gets fewer
-        features than branches is a leaf, so branch ** height leaves are an upper bound.
-    train_features: the tree is trained on a random sample of at most as many.
-    iterations, samples_per_child: of the k-means of a node.
-    tree_seed: of the sample and of the start of each k-means.
+    A node that gets fewer features than branches is a leaf, so branch ** height leaves are an upper
+    bound. `iterations` and `samples_per_child` are of the k-means of a node.
     """
 
-    tree_height: int = 6
-    tree_branch: int = 10
-    train_features: int = 4_000_000
+    tree_height: int = setting(6, "levels of the tree below its root; 1: a flat codebook", least=1)
+    tree_branch: int = setting(10, "children of a node; height 6 of 10: a million words", least=2)
+    train_features: int = setting(
+        4_000_000, "features that the tree is trained on, at most, drawn at random", least=1
+    )
     iterations: int = 10
     samples_per_child: int = 256
-    tree_seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (("tree_height", 1), ("tree_branch", 2), ("train_features", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"--{name} {getattr(self, name)}: at least {least} is needed")
+    tree_seed: int = setting(0, "seed of the tree: of that draw and of k-means", least=0)
 
 
 Score = Literal["l1", "cosine", "hamming"]
@@ -228,14 +229,12 @@ Norm = Literal["self", "features"]
 
 
 @dataclass(frozen=True)
-class ScoreConfig:
+class ScoreConfig(Config, group="Visual words"):
     """How shared words are scored.
 
-    score:     "l1": Σ min(q, d) over the L1-normalised tf-idf vectors, which orders as S2's
-               2 + Σ (|q − d| − |q| − |d|) does, upside down; "cosine": their inner product;
-               "hamming": Σ idf² · weight(distance of signatures) over pairs of features.
-    words:     nearest words of a query feature that are looked up.
-    bits:      of a signature.
+    score:     "l1": Σ min(q, d) over the L1-normalised tf-idf vectors, which orders as
+               delf_pytorch's 2 + Σ (|q − d| − |q| − |d|) does, upside down; "cosine": their inner
+               product; "hamming": Σ idf² · weight(distance of signatures) over pairs of features.
     aggregate: one signature for all features of an image in a word (ASMK*).
     weight:    of a Hamming distance h up to ``ht``: "power" (1 − 2h/bits) ** power, "soft"
                exp(−h²/sigma²), or "hard" 1. None: ht is 3/8 of the bits ("power": 7/16, beyond
@@ -247,23 +246,44 @@ class ScoreConfig:
                score with itself, or "features", the square root of its number of features.
     """
 
-    score: Score = "hamming"
-    words: int = 5
-    bits: int = 64
-    aggregate: bool = False
-    weight: Weight = "power"
-    ht: int | None = None
-    sigma: float | None = None
-    power: float = 3.0
-    burst: bool = True
-    nodes: Nodes = "leaves"
-    norm: Norm = "features"
+    score: Score = setting(
+        "hamming",
+        "how shared words are scored. l1, cosine: by tf-idf vectors; hamming: by binary signatures "
+        "of the features too",
+    )
+    words: int = setting(5, "nearest words of a query feature that are looked up", least=1)
+    bits: int = setting(64, "bits of a signature, a multiple of 64")
+    aggregate: bool = setting(
+        False, "one signature for all features of a photo in a word (ASMK): smaller and faster"
+    )
+    weight: Weight = setting(
+        "power", "how the vote of two features falls with their Hamming distance"
+    )
+    ht: int | None = setting(
+        None,
+        "largest Hamming distance that counts (default: 7/16 of the bits; with --weight soft or "
+        "hard 3/8)",
+        "BITS",
+        least=0,
+    )
+    sigma: float | None = setting(
+        None, "width of --weight soft (default: a quarter of the bits)", "BITS"
+    )
+    power: float = setting(3.0, "exponent of --weight power")
+    burst: bool = setting(
+        True, "let several features of a photo that match one query feature all count in full"
+    )
+    nodes: Nodes = setting("leaves", "words are the leaves of the tree, or all its nodes")
+    norm: Norm = setting(
+        "features",
+        "a photo's score is divided by the square root of its score with itself, or of its number "
+        "of features",
+    )
 
     def __post_init__(self) -> None:
-        if self.words < 1:
-            raise InputError(f"--words {self.words}: at least 1 is needed")
-        if self.ht is not None and not 0 <= self.ht <= self.bits:
-            raise InputError(f"--ht {self.ht}: expected 0 to {self.bits}, the bits of a signature")
+        super().__post_init__()
+        if self.ht is not None and self.ht > self.bits:
+            raise InputError(f"--ht {self.ht}: at most {self.bits} is possible, the --bits")
 
     @property
     def most(self) -> int:
@@ -274,17 +294,36 @@ class ScoreConfig:
 
 
 @dataclass(frozen=True)
-class ExpandConfig:
-    """Which images expand a query.
+class ExpandConfig(Config, group="Query expansion"):
+    """Which images expand a query: those believed to show what it shows."""
 
-    expand_num:     images at most, the best verified ones.
-    expand_inliers: an image with as many inliers is believed to show what the query shows.
+    expand_num: int = setting(20, "verified photos that expand a query, at most", least=1)
+    expand_inliers: int = setting(
+        8, "inliers with which a photo is believed to show the query's place", least=1
+    )
+
+
+# Lowe's ratio test of SIFT, unless --ratio says something else.
+SIFT_RATIO = 0.9
+# What verifies a ranking by visual words, as in delf_pytorch.
+VERIFIED = RerankConfig(top_k=150, verify=VerifyConfig(model="homography"))
+
+
+@dataclass(frozen=True)
+class WordsConfig(Config):
+    """How a photo set is searched by visual words.
+
+    rerank, expand: None: no re-ranking, no query expansion.
     """
 
-    expand_num: int = 20
-    expand_inliers: int = 8
+    tree: TreeConfig = field(default_factory=TreeConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    rerank: RerankConfig | None = VERIFIED
+    expand: ExpandConfig | None = None
 
-    def __post_init__(self) -> None:
-        for name in ("expand_num", "expand_inliers"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name} {getattr(self, name)}: at least 1 is needed")
+    def suited_to(self, extractor: str) -> "WordsConfig":
+        """Lowe's test for SIFT, where no --ratio was given: deep features do better without."""
+        if self.rerank is None or self.rerank.match.ratio or extractor != "sift":
+            return self
+        match = dataclasses.replace(self.rerank.match, ratio=SIFT_RATIO)
+        return dataclasses.replace(self, rerank=dataclasses.replace(self.rerank, match=match))

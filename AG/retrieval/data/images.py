@@ -169,11 +169,6 @@ def normalize(pixels: torch.Tensor) -> torch.Tensor:
     return (pixels - mean) / pixels.new_tensor(STD)[:, None, None]
 
 
-def to_tensor(image: np.ndarray) -> torch.Tensor:
-    """(H, W, 3) uint8 to (3, H, W) float32, normalised with ImageNet's statistics."""
-    return normalize(torch.tensor(image).permute(2, 0, 1).float() / 255)
-
-
 def _fit(size: tuple[int, int], longest_side: int) -> tuple[int, int]:
     """``size`` scaled so that its longer side is ``longest_side``; no side below 1."""
     factor = longest_side / max(size)

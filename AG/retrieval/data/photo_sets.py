@@ -1,24 +1,52 @@
-"""What is searched and with what: queries, database and ground truth, whatever their layout."""
+"""Photo sets: what is searched and with what, and which answers are right, whatever the layout."""
 
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
-from retrieval.configs.judge import PositivesConfig
+from retrieval.configs.judge import PositivesConfig, Source
 from retrieval.data import ground_truth, images, places, positives
-from retrieval.data.ground_truth import Positives
 from retrieval.data.images import Box
+from retrieval.data.positives import Positives
 from retrieval.errors import InputError
+
+
+class Photo(NamedTuple):
+    """A photo of a set.
+
+    name: what it is called in feature stores and reports. box: the part that is described, (left,
+    top, right, bottom) in pixels; None: all of it.
+    """
+
+    path: Path
+    name: str
+    box: Box | None = None
+
+    @property
+    def shown(self) -> str:
+        """The name without what tells queries from the database."""
+        return self.name.removeprefix("query/").removeprefix("database/")
+
+
+def as_photos(paths: Sequence[Path]) -> list[Photo]:
+    """Whole photos that are named by their paths."""
+    return [Photo(path, str(path)) for path in paths]
 
 
 @dataclass(frozen=True)
 class PhotoSet:
-    """Query and database images with their ground truth, a `Positives` for each protocol.
+    """Query and database photos with their ground truth, a `Positives` for each protocol.
 
-    ``ground_truth`` has the key ``R`` (recalls), the keys ``E``, ``M`` and ``H`` (revisited
-    Oxford/Paris), or none (no labels). ``query_boxes`` are (left, top, right, bottom) in pixels.
+    folder:       that names are relative to.
+    queries, database: the files.
+    ground_truth: has the key ``R`` (recalls), the keys ``E``, ``M`` and ``H`` (revisited Oxford and
+                  Paris), or none (no labels).
+    query_boxes:  (left, top, right, bottom) in pixels, or None.
+    source:       where the set came from; None for one that was put together in Python.
     """
 
     folder: Path
@@ -26,37 +54,52 @@ class PhotoSet:
     database: Sequence[Path]
     ground_truth: dict[str, Positives] = field(default_factory=dict)
     query_boxes: Sequence[Box] | None = None
+    source: Source | None = None
+
+    @property
+    def name(self) -> str:
+        """The set's name: that of the folder that holds it."""
+        folder = self.folder.parent if self.folder.name == "jpg" else self.folder
+        return folder.absolute().name or "photos"
+
+    @property
+    def protocol(self) -> str | None:
+        """The key of the ground truth that right and wrong go by, R or M; None without labels."""
+        return next((key for key in ("R", "M") if key in self.ground_truth), None)
 
     @property
     def truth(self) -> Positives | None:
-        """What right and wrong go by: the positives of ``R``, or of ``M``; None without labels."""
-        return self.ground_truth.get("R", self.ground_truth.get("M"))
+        """What right and wrong go by; None without labels."""
+        return None if self.protocol is None else self.ground_truth[self.protocol]
 
-    @property
-    def query_ids(self) -> list[str]:
-        """A name for each query in feature stores and reports."""
-        return distinct([f"query/{self._relative(path)}" for path in self.queries])
+    @cached_property
+    def query_photos(self) -> list[Photo]:
+        """The queries with their names and boxes."""
+        names = distinct([f"query/{self._relative(path)}" for path in self.queries])
+        pairs = enumerate(zip(self.queries, names, strict=True))
+        return [Photo(path, name, self.box(row)) for row, (path, name) in pairs]
 
-    @property
-    def database_ids(self) -> list[str]:
-        """A name for each database image in feature stores and reports."""
-        return [f"database/{self._relative(path)}" for path in self.database]
+    @cached_property
+    def database_photos(self) -> list[Photo]:
+        """The database photos with their names."""
+        return [Photo(path, f"database/{self._relative(path)}") for path in self.database]
+
+    def box(self, query: int) -> Box | None:
+        """The box of a query, or None."""
+        return None if self.query_boxes is None else self.query_boxes[query]
 
     def _relative(self, path: Path) -> str:
         # Both absolute, so that a name does not hang on how the folder was written.
         path, folder = path.absolute(), self.folder.absolute()
         return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
-    def box(self, query: int) -> Box | None:
-        """The box of a query, or None."""
-        return None if self.query_boxes is None else self.query_boxes[query]
-
     def fingerprint(self) -> str:
         """A hash of names, file sizes, boxes and ground truth: equal sets give equal results."""
         digest = hashlib.sha256()
         for path in [*self.queries, *self.database]:
-            told = f"{path.name}:{path.stat().st_size};"
-            digest.update(told.encode(errors="surrogateescape"))  # names need not be UTF-8
+            size = path.stat().st_size if path.is_file() else None
+            # Names need not be UTF-8.
+            digest.update(f"{path.name}:{size};".encode(errors="surrogateescape"))
         digest.update(repr([tuple(map(float, box)) for box in self.query_boxes or ()]).encode())
         for name, truth in sorted(self.ground_truth.items()):
             for rows in [*truth.positives, *truth.junk]:
@@ -74,66 +117,87 @@ def distinct(names: Sequence[str]) -> list[str]:
     return result
 
 
-@dataclass(frozen=True)
-class Folders:
-    """Where an evaluation set lies: in one folder (``dataset``), or in two."""
+def open_photos(
+    folder: str | Path | None = None,
+    *,
+    database: str | Path | None = None,
+    queries: str | Path | None = None,
+    positives: str | Path | None = None,
+    labels: bool = True,
+) -> PhotoSet:
+    """The photo set in a folder (SF-XS's layout, or revisited Oxford's), or in two of any photos.
 
-    dataset: Path | None = None
-    database: Path | None = None
-    queries: Path | None = None
-    positives_file: Path | None = None
-
-
-def open_set(folders: Folders, config: PositivesConfig, *, labels: bool = True) -> PhotoSet:
-    """The evaluation set in these folders, whichever layout it has."""
-    if folders.dataset is None:
-        assert folders.database is not None
-        assert folders.queries is not None
-        return open_folders(
-            folders.database, folders.queries, config, folders.positives_file, labels=labels
-        )
-    if find_gnd(folders.dataset) is not None:
-        return open_revisited(folders.dataset, labels=labels)
-    return open_places(folders.dataset, config, labels=labels)
+    positives: a file that says what is right (`positives.from_file`), instead of positions in the
+    names. labels: False where nothing is known to be right. Raises InputError as `open_set`.
+    """
+    if (folder is None) == (database is None or queries is None):
+        raise InputError("name one folder, or database and queries")
+    one, two, three, four = (
+        None if path is None else Path(path) for path in (folder, database, queries, positives)
+    )
+    return open_set(Source(one, two, three, four, labels=labels))
 
 
-def open_places(folder: Path, config: PositivesConfig, *, labels: bool = True) -> PhotoSet:
+def open_set(source: Source, *, need_photos: bool = True) -> PhotoSet:
+    """The photo set of ``source``, whichever layout it has; InputError where something is missing.
+
+    need_photos: False where names and ground truth are enough, as for revisited sets whose features
+    are stored.
+    """
+    folder = source.dataset
+    if folder is None:
+        assert source.database is not None
+        assert source.queries is not None
+        return _open_folders(source, source.database, source.queries)
+    if find_gnd(folder) is not None:
+        return open_revisited(folder, labels=source.labels, need_photos=need_photos)
+    return _open_places(source, folder)
+
+
+def open_places(folder: Path, config: PositivesConfig) -> PhotoSet:
     """A split in the layout of SF-XS: ``folder/database`` and ``queries`` (or ``queries_v1``)."""
+    return _open_places(Source(dataset=folder, positives=config), folder)
+
+
+def _open_places(source: Source, folder: Path) -> PhotoSet:
     if not folder.is_dir():
         raise InputError(f"{folder} does not exist: is --dataset_folder right?")
     names = [name for name in ("queries", "queries_v1") if (folder / name).is_dir()]
     if not names:
         found = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
-        raise InputError(f"{folder} has no folder queries or queries_v1 (it has {found})")
-    return open_folders(folder / "database", folder / names[0], config, labels=labels)
+        raise InputError(
+            f"{folder} has no folder queries or queries_v1, nor jpg/ with gnd_*.pkl or .json "
+            f"beside it (it has {found})"
+        )
+    return _open_folders(source, folder / "database", folder / names[0])
 
 
-def open_folders(
-    database_folder: Path,
-    queries_folder: Path,
-    config: PositivesConfig,
-    positives_file: Path | None = None,
-    *,
-    labels: bool = True,
-) -> PhotoSet:
-    """Any two folders of images; positives from a file, else from the positions in the names."""
+def _open_folders(source: Source, database_folder: Path, queries_folder: Path) -> PhotoSet:
+    """Any two folders of photos; positives from a file, else from the positions in the names."""
     database = images.list_images(database_folder)
     queries = images.list_images(queries_folder)
     truth: dict[str, Positives] = {}
-    if labels and positives_file is not None:
+    if source.labels and source.positives_file is not None:
         query_names = [str(path.relative_to(queries_folder)) for path in queries]
         database_names = [str(path.relative_to(database_folder)) for path in database]
-        truth["R"] = positives.from_file(positives_file, query_names, database_names)
-    elif labels:
-        truth["R"] = _by_names(queries, database, config)
-    return PhotoSet(_common_folder(database_folder, queries_folder), queries, database, truth)
+        truth["R"] = positives.from_file(source.positives_file, query_names, database_names)
+    elif source.labels:
+        truth["R"] = _by_names(queries, database, source.positives)
+    folder = _common_folder(database_folder, queries_folder)
+    return PhotoSet(folder, queries, database, truth, source=source)
 
 
 def _by_names(
     queries: Sequence[Path], database: Sequence[Path], config: PositivesConfig
 ) -> Positives:
-    query_utm, query_heading = places.positions(queries)
-    database_utm, database_heading = places.positions(database)
+    try:
+        query_utm, query_heading = places.positions(queries)
+        database_utm, database_heading = places.positions(database)
+    except InputError as error:
+        raise InputError(
+            f"{error}. Without positions in the names: --database_folder and --queries_folder with "
+            "--positives FILE, or --no_labels for predictions alone"
+        ) from error
     return positives.by_distance(
         query_utm,
         database_utm,
@@ -174,8 +238,27 @@ def open_revisited(folder: Path, *, labels: bool = True, need_photos: bool = Tru
             (left, top, right, bottom) for left, top, right, bottom in revisited.boxes.tolist()
         ]
     truth = revisited.ground_truth if labels else {}
-    return PhotoSet(folder / "jpg", queries, database, truth, boxes)
+    source = Source(dataset=folder, labels=labels)
+    return PhotoSet(folder / "jpg", queries, database, truth, boxes, source)
 
 
 def _jpg(folder: Path, name: str) -> Path:
     return folder / "jpg" / (name if name.lower().endswith(".jpg") else f"{name}.jpg")
+
+
+def find_test_set(data_root: Path, dataset: str) -> Path:
+    """The folder of a test set, with ``jpg/`` and ``gnd_*``: DATA_ROOT/test/NAME or DATA_ROOT/NAME.
+
+    Raises InputError that lists the test sets that are there.
+    """
+    places = [data_root / "test", data_root]
+    for place in places:
+        if find_gnd(place / dataset) is not None:
+            return place / dataset
+    folders = {gnd.parent for place in places for gnd in place.glob("*/gnd_*")}
+    known = sorted(folder.name for folder in folders if find_gnd(folder) is not None)
+    there = f"are {', '.join(known)}" if known else "is nothing"
+    raise InputError(
+        f"no test set {dataset!r} (jpg/ with gnd_{dataset}.pkl or .json beside it) in "
+        f"{places[0]} or {places[1]}; there {there}; is --data-root right?"
+    )

@@ -51,21 +51,10 @@ def parse_name(path: str | os.PathLike[str]) -> Place:
     if place is None or not all(math.isfinite(value or 0.0) for value in place):
         raise InputError(
             f"{os.fspath(path)}: no coordinates in the name; expected metres east, metres north "
-            f"and the heading as fields 1, 2 and 9 between '@', as in {EXAMPLE}"
+            f"and the heading as fields 1, 2 and 9 between '@', as in {EXAMPLE}; eval.py takes "
+            "other names too, with --no_labels or --positives FILE"
         )
     return place
-
-
-def read_split(folder: str | os.PathLike[str]) -> tuple[list[Path], np.ndarray, np.ndarray]:
-    """The images below a folder, sorted, and their places.
-
-    Returns (paths, utm, heading): N paths, (N, 2) float64 metres east and north, (N,) float64
-    degrees with nan where a name has no heading. Raises InputError as `images.list_images` and
-    `parse_name` do.
-    """
-    paths = images.list_images(folder)
-    utm, heading = positions(paths)
-    return paths, utm, heading
 
 
 def positions(paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
@@ -133,7 +122,8 @@ def load_groups(
 
     The table's name is a hash of the images' names and the config, so that another data set under
     the same folder name, or other settings, never meet it. A damaged table is made anew, with a
-    warning. Raises InputError as `read_split` and `build_groups` do.
+    warning. Raises InputError as `images.list_images`, `parse_name` and
+    `build_groups` do.
     """
     paths = images.list_images(train_folder)
     names = "\0".join(path.relative_to(train_folder).as_posix() for path in paths)

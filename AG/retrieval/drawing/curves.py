@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from retrieval import metrics
 from retrieval.data.positives import Positives
-from retrieval.drawing.figures import NEUTRAL, RIGHT
+from retrieval.drawing.palette import NEUTRAL, RIGHT
 from retrieval.errors import InputError
 
 
@@ -75,7 +75,7 @@ def recall_curves(rankings: Mapping[str, np.ndarray], truth: Positives, most: in
         label = f"{name}: R@1 {recalls[1]:.1f}"
         axis.plot(ns, list(recalls.values()), line, color=colour, marker=mark, ms=4, label=label)
     axis.set_xlabel("N predictions")
-    axis.set_ylabel("recall@N, %")
+    axis.set_ylabel("recall@N, % of the queries")
     axis.set_xticks([1, *range(5, len(ns) + 1, 5)])
     axis.set_ylim(top=101)
     axis.grid(alpha=0.3)

@@ -1,4 +1,7 @@
-"""Looking into a network: attention over a photo, matches of two photos, a query re-ranked."""
+"""Looking into a network: attention over a photo, matches of two photos, a query re-ranked.
+
+Every function that draws returns a matplotlib Figure, for a notebook to show or `figures.save`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -6,27 +9,35 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from retrieval import extraction, metrics
 from retrieval.configs.describe import ExtractConfig
 from retrieval.configs.rank import Geometry
-from retrieval.data import images, places
+from retrieval.configs.run import Resources
+from retrieval.data import photo_sets, places
 from retrieval.data.images import Box
 from retrieval.data.photo_sets import PhotoSet
-from retrieval.drawing import figures
-from retrieval.drawing.html_report.pictures import heat_map
-from retrieval.drawing.thumbnails import thumbnail_or_note
+from retrieval.drawing import figures, pictures
+from retrieval.drawing.figures import Prediction
+from retrieval.drawing.palette import RIGHT, WRONG
 from retrieval.errors import InputError
+from retrieval.evaluation import Evaluation
 from retrieval.features import LocalFeatures
 from retrieval.metrics import rank_of
 from retrieval.networks.interface import Network
 from retrieval.query_reranking import QueryReranking, check_index
-from retrieval.verification import match_pair
+from retrieval.verification import match
+
+_PREDICTIONS = 5
 
 
 @dataclass(frozen=True)
-class Photo:
+class DescribedPhoto:
     """A photo and its local features, in pixels of the photo."""
 
     path: Path
@@ -39,8 +50,8 @@ def features_of(
 ) -> LocalFeatures:
     """The local features of one photo, or of its ``box``; ImageError if it cannot be read."""
     model.eval()
-    boxes = None if box is None else [box]
-    (batch,) = extraction.load_batches([path], replace(config, num_workers=0), boxes)
+    photo = photo_sets.Photo(path, str(path), box)
+    (batch,) = extraction.load_batches([photo], config, Resources(num_workers=0))
     return extraction.local_features_of_batch(model, batch, config)[0]
 
 
@@ -51,75 +62,69 @@ def attention(
 
     box: the part that the network sees, as of a query of Oxford or Paris; None: all.
     """
-    every_cell = replace(config, local_scales=(1.0,), max_features=10**6, min_score=0.0)
-    cells = features_of(model, path, every_cell, box)
-    heat, extent = _as_grid(cells)
-    best = features_of(model, path, config, box)
-    return figures.attention_map(images.read_image(path), best.keypoints[:count], heat, extent)
+    best = features_of(model, path, config, box).strongest(count)
+    return _attention(path, every_cell(model, path, config, box), best)
 
 
-def _as_grid(cells: LocalFeatures) -> tuple[np.ndarray, tuple[float, float, float, float]]:
-    """The scores of all cells as an image (h, w), and its (left, right, bottom, top) in pixels."""
-    (x, columns), (y, rows) = (
-        np.unique(np.round(cells.keypoints[:, axis], 3), return_inverse=True) for axis in (0, 1)
-    )
-    heat = np.zeros((len(y), len(x)), np.float32)
-    heat[rows, columns] = cells.scores
-    half_x, half_y = (np.diff(axis).mean() / 2 if len(axis) > 1 else 8.0 for axis in (x, y))
-    return heat, (x[0] - half_x, x[-1] + half_x, y[-1] + half_y, y[0] - half_y)
+def every_cell(
+    model: Network, path: Path, config: ExtractConfig, box: Box | None = None
+) -> LocalFeatures:
+    """Features of all cells of the attention map at scale 1, whatever their scores."""
+    dense = replace(config, local_scales=(1.0,), max_features=10**6, min_score=0.0)
+    return features_of(model, path, dense, box)
 
 
-def stored_attention(photo: Photo, count: int = 20) -> Figure:
+def stored_attention(photo: DescribedPhoto, count: int = 20) -> Figure:
     """The scores of stored features as a heat map over their photo; no network is needed."""
-    image = images.read_image(photo.path)
-    height, width = image.shape[:2]
-    heat = heat_map(photo.features, image)
-    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-    best = photo.features.keypoints[:count]
-    return figures.attention_map(image, best, heat, extent, "attention, from lowest to highest")
+    return _attention(photo.path, photo.features, photo.features.strongest(count))
 
 
-def matches(query: Photo, database: Photo, geometry: Geometry) -> Figure:
-    """The matches of two photos, those that the geometric model keeps over the rest."""
-    found = match_pair(query.features, database.features, geometry)
-    verification, count = found.verification, len(found.matches)
-    title = (
-        f"{verification.num_inliers} inliers of {count} matches "
-        f"({geometry.verify.model}, within {geometry.verify.residual_px:g} px)"
-    )
-    return figures.matches(
-        images.read_image(query.path),
-        images.read_image(database.path),
-        found.query.keypoints[found.matches[:, 0]],
-        found.database.keypoints[found.matches[:, 1]],
-        verification.inliers,
-        title if count else "no matches",
-    )
+def _attention(path: Path, cells: LocalFeatures, best: LocalFeatures) -> Figure:
+    picture = pictures.attention(pictures.panel(path, 2), cells, best)
+    title = f"photo, and its attention with the {len(best)} strongest keypoints"
+    figure, axis = figures.of_picture(picture, title)
+    if len(cells):
+        colours = ListedColormap(colormaps["inferno"](np.linspace(pictures.LEAST_HEAT, 1, 256)))
+        scale = ScalarMappable(Normalize(*pictures.score_range(cells)), colours)
+        figure.colorbar(scale, ax=axis, shrink=0.8, aspect=30, extend="max", label="attention")
+    return figure
+
+
+def matches(query: DescribedPhoto, database: DescribedPhoto, geometry: Geometry) -> Figure:
+    """The matches of two photos, those that the geometric model explains over the others."""
+    pair = match(query.features, database.features, geometry)
+    first, second = (pictures.panel(photo.path, 2) for photo in (query, database))
+    title = pictures.matches_in_words(pair, geometry.verify)
+    figure, axis = figures.of_picture(pictures.matches(first, second, pair), title)
+    inliers = pair.verification.num_inliers
+    lines = [
+        Line2D([], [], color=RIGHT, linewidth=2.4, label=f"{inliers} inliers"),
+        Line2D([], [], color=WRONG, label=f"{len(pair.matches) - inliers} other matches"),
+    ]
+    axis.legend(handles=lines, loc="lower right", fontsize=9, framealpha=0.9)
+    return figure
 
 
 def reranking(photos: PhotoSet, query: int, found: QueryReranking, count: int = 5) -> Figure:
     """A query's first predictions before and after re-ranking, and where its positives went."""
-    truth = photos.truth
 
-    def strip(ranking: np.ndarray) -> list[figures.Prediction]:
-        strip = []
-        for row in ranking[:count].tolist():
-            old, new = (rank_of(each, row) for each in (found.before, found.after))
-            title = f"{new}" if old == new else f"{old} → {new}"
-            mark = None if truth is None else truth.mark(query, row)
-            photo = thumbnail_or_note(photos.database[row])
-            strip.append(figures.Prediction(photo, title, mark))
-        return strip
+    def prediction(row: int) -> Prediction:
+        old, new = (rank_of(ranking, row) for ranking in (found.before, found.after))
+        return _prediction(photos, query, row, f"{new}" if old == new else f"{old} → {new}")
 
-    none = _without_positives(photos)
-    return figures.reranked_query(
-        thumbnail_or_note(photos.queries[query], photos.box(query)),
-        {"before": strip(found.before), "after": strip(found.after)},
-        found.positive_ranks,
-        len(found.before),
-        f"query {query}: {found.in_words()}",
-        "rank of each positive" if len(found.positives) else none,
-    )
+    columns = 1 + min(count, len(found.before))
+    figure = Figure(figsize=(1.9 * columns + 3.4, 5.2), layout="constrained")
+    figure.suptitle(f"query {query}: {found.in_words()}", fontsize=11)
+    grid = figure.add_gridspec(2, columns + 1, width_ratios=[*[1.0] * columns, 1.8])
+    photo = _query_photo(photos, query)
+    for line, (name, ranking) in enumerate((("before", found.before), ("after", found.after))):
+        axes = [figure.add_subplot(grid[line, column]) for column in range(columns)]
+        strip = [prediction(row) for row in ranking[:count].tolist()]
+        figures.strip(axes, photo, f"{name} re-ranking", strip)
+    title = "rank of each positive" if len(found.positives) else _without_positives(photos)
+    slopes = figure.add_subplot(grid[:, columns])
+    figures.slopes(slopes, found.positive_ranks, len(found.before), title)
+    return figure
 
 
 def positives(photos: PhotoSet, queries: Sequence[int]) -> Figure:
@@ -127,18 +132,22 @@ def positives(photos: PhotoSet, queries: Sequence[int]) -> Figure:
 
     Of several positives the one is shown that looks the most alike way, if the names tell.
     """
-    truth = photos.truth
-    columns = []
-    for query in queries:
+    columns = max(1, len(queries))
+    figure = Figure(figsize=(1.9 * columns, 4.2), layout="constrained")
+    axes = figure.subplots(2, columns, squeeze=False)
+    for axis in axes.ravel():
+        axis.axis("off")
+    for query, (above, below) in zip(queries, axes.T[: len(queries)], strict=True):
         check_index("query", query, len(photos.queries))
-        right = [] if truth is None else [photos.database[row] for row in truth.positives[query]]
-        above = thumbnail_or_note(photos.queries[query], photos.box(query))
-        below = None
+        figures.framed(above, _query_photo(photos, query), f"query {query}")
+        right = [] if photos.truth is None else photos.truth.positives[query].tolist()
         if right:
-            turns = [_turn(photos.queries[query], path) for path in right]
-            below = thumbnail_or_note(right[int(np.argmin(turns))])
-        columns.append((f"query {query}", above, below))
-    return figures.pairs(columns, _without_positives(photos))
+            turns = [_turn(photos.queries[query], photos.database[row]) for row in right]
+            shown = photos.database[right[int(np.argmin(turns))]]
+            figures.framed(below, pictures.thumbnail_or_note(shown), "positive", RIGHT)
+        else:
+            below.set_title(_without_positives(photos), fontsize=9)
+    return figure
 
 
 def _without_positives(photos: PhotoSet) -> str:
@@ -158,29 +167,30 @@ def _turn(first: Path, second: Path) -> float:
 
 
 def save_strips(
-    folder: Path,
-    photos: PhotoSet,
-    ranking: np.ndarray,
-    num_queries: int,
-    *,
-    num_predictions: int = 5,
-    only_wrong: bool = False,
+    folder: Path, run: Evaluation, num_queries: int, *, only_wrong: bool = False
 ) -> list[Path]:
     """Draw queries with their first predictions, framed by right and wrong; returns the files."""
-    truth = photos.truth
+    photos, ranking = run.photos, run.last.ranking.rows
     rows = np.arange(len(ranking))
-    if only_wrong and truth is not None:
-        rows = rows[metrics.first_hit_rank(ranking, truth) > 1]
+    if only_wrong and photos.truth is not None:
+        rows = rows[metrics.first_hit_rank(ranking, photos.truth) > 1]
     files = []
-    for query in rows[:num_queries]:
-        predicted = [row for row in ranking[query, :num_predictions] if row >= 0]
-        strip = []
-        for rank, row in enumerate(predicted):
-            photo = thumbnail_or_note(photos.database[row])
-            mark = None if truth is None else truth.mark(query, row)
-            strip.append(figures.Prediction(photo, str(rank + 1), mark))
-        photo = thumbnail_or_note(photos.queries[query], photos.box(query))
-        figure = figures.prediction_strip(photo, strip, query_title=f"query {query}")
+    for query in rows[:num_queries].tolist():
+        predicted = [row for row in ranking[query, :_PREDICTIONS].tolist() if row >= 0]
+        strip = [_prediction(photos, query, row, f"{n}") for n, row in enumerate(predicted, 1)]
+        columns = 1 + len(strip)
+        figure = Figure(figsize=(2.1 * columns, 2.5), layout="constrained")
+        axes = figure.subplots(1, columns, squeeze=False)[0]
+        figures.strip(axes, _query_photo(photos, query), f"query {query}", strip)
         files.append(folder / f"{query:04d}.jpg")
         figures.save(figure, files[-1], dpi=90)
     return files
+
+
+def _query_photo(photos: PhotoSet, query: int) -> np.ndarray:
+    return pictures.thumbnail_or_note(photos.queries[query], photos.box(query))
+
+
+def _prediction(photos: PhotoSet, query: int, row: int, title: str) -> Prediction:
+    mark = "none" if photos.truth is None else photos.truth.mark(query, row)
+    return Prediction(pictures.thumbnail_or_note(photos.database[row]), title, mark)

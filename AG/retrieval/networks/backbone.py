@@ -1,25 +1,25 @@
-"""Trunks: one table of networks, each cut in two: as far as the local map, and on to the global."""
+"""Backbones: one table of networks, each cut in two: up to the local map, and on to the global."""
 
 import functools
 import http.client
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 from torch import nn
 
+from retrieval.configs.describe import Layer
 from retrieval.errors import InputError
 
-# What --pretrained takes beside a path. "imagenet" means the V1 weights, those of S1.
+# What --pretrained takes beside a path. "imagenet" means the V1 weights, those of CosPlace.
 PRETRAINED = ("imagenet", "imagenet_v1", "imagenet_v2", "none")
 
 
 @dataclass(frozen=True)
-class Backbone:
+class BackboneSpec:
     """One entry of the table.
 
     build:         (pretrained) -> the whole network, and the name of its weights.
@@ -40,18 +40,38 @@ class Backbone:
     first_trained: str
     offset: float = 0.0
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """All layers, from the images to the global map."""
+        return self.local_layers + self.global_layers
+
+    def with_local_map_last(self) -> "BackboneSpec":
+        """The same network, whose global map is its local map too."""
+        return replace(
+            self,
+            local_layers=self.layers,
+            global_layers=(),
+            channels=(self.channels[1],) * 2,
+            strides=(self.strides[1],) * 2,
+        )
+
     def cell_to_pixel(
         self, cells: np.ndarray | float, scale: np.ndarray | float = 1.0
     ) -> np.ndarray | float:
         """Cell index of the local map -> pixel of the original image, along x or y.
 
-        `scale` is resized size / original size. Pixel centres are integers in both images, hence
-        the halves: (stride * cell + offset + 1/2) / scale - 1/2.
+        cells: any shape; fractions lie between cells. scale: resized size / original size. Pixel
+        centres are integers in both images.
         """
-        return (self.strides[0] * cells + self.offset + 0.5) / scale - 0.5
+        # Continuous coordinates begin at a pixel's edge, half a pixel before its centre: there,
+        # resizing is a mere factor. So: centre in the resized image, to its edge, scale, and back.
+        resized = self.strides[0] * cells + self.offset
+        return (resized + 0.5) / scale - 0.5
 
 
 def _torchvision(name: str, pretrained: str) -> tuple[nn.Module, str]:
+    import torchvision  # takes a second, which what builds no network need not wait for
+
     model = torchvision.models.get_model(name, weights=None)
     if pretrained == "none":
         return model, "random weights"
@@ -109,8 +129,8 @@ def _numbered(prefix: str, *numbers: int) -> tuple[str, ...]:
     return tuple(f"{prefix}{i}" for i in range(*numbers))
 
 
-def _resnet(name: str, local_channels: int) -> Backbone:
-    return Backbone(
+def _resnet(name: str, local_channels: int) -> BackboneSpec:
+    return BackboneSpec(
         functools.partial(_torchvision, name),
         local_layers=("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3"),
         global_layers=("layer4",),
@@ -120,11 +140,13 @@ def _resnet(name: str, local_channels: int) -> Backbone:
     )
 
 
-def _efficientnet(name: str, local_channels: int, global_channels: int, blocks: int) -> Backbone:
+def _efficientnet(
+    name: str, local_channels: int, global_channels: int, blocks: int
+) -> BackboneSpec:
     # Blocks end in a linear layer. The last activation of stride 16 is the widened map within the
     # first block of stride 32; like every block that changes the stride, it has no skip connection.
     # `blocks`: how many that stage (features.6) has.
-    return Backbone(
+    return BackboneSpec(
         functools.partial(_torchvision, name),
         local_layers=(*_numbered("features.", 6), "features.6.0.block.0"),
         global_layers=(
@@ -139,7 +161,7 @@ def _efficientnet(name: str, local_channels: int, global_channels: int, blocks: 
     )
 
 
-BACKBONES: dict[str, Backbone] = {
+BACKBONES: dict[str, BackboneSpec] = {
     "resnet18": _resnet("resnet18", 256),
     "resnet34": _resnet("resnet34", 256),
     "resnet50": _resnet("resnet50", 1024),
@@ -147,7 +169,7 @@ BACKBONES: dict[str, Backbone] = {
     "resnet152": _resnet("resnet152", 1024),
     # As in CosPlace, without the last ReLU and pooling. Its four 2 x 2 poolings have no padding:
     # cell 0 is centred between the pixels 0 and 15.
-    "vgg16": Backbone(
+    "vgg16": BackboneSpec(
         functools.partial(_torchvision, "vgg16"),
         local_layers=_numbered("features.", 24),
         global_layers=_numbered("features.", 24, 29),
@@ -165,7 +187,7 @@ BACKBONES: dict[str, Backbone] = {
     "efficientnet_b6": _efficientnet("efficientnet_b6", 1200, 2304, blocks=11),
     "efficientnet_b7": _efficientnet("efficientnet_b7", 1344, 2560, blocks=13),
     # TensorFlow's padding puts the odd pixel right and below, so every stride shifts the cells.
-    "efficientnet_lite0": Backbone(
+    "efficientnet_lite0": BackboneSpec(
         _efficientnet_lite0,
         local_layers=(
             *("_conv_stem", "_bn0", "_swish"),
@@ -186,33 +208,28 @@ BACKBONES: dict[str, Backbone] = {
 }
 
 
-def find(name: str) -> Backbone:
-    """The table's entry, whatever the case (CosPlace writes ResNet50); InputError if unknown."""
-    if name.lower() not in BACKBONES:
-        raise InputError(f"--backbone {name}: expected one of {', '.join(BACKBONES)}")
-    return BACKBONES[name.lower()]
-
-
-class Trunk(nn.Module):
+class Backbone(nn.Module):
     """A network of the table without what follows its global map; its weights keep their keys.
 
-    name:       a key of BACKBONES.
-    pretrained: one of PRETRAINED; InputError if such weights don't exist or can't be fetched.
+    name:        a key of BACKBONES.
+    pretrained:  one of PRETRAINED; InputError if such weights don't exist or can't be fetched.
+    local_layer: "layer3": the table's local map; "layer4": the global map is the local map too.
     """
 
-    def __init__(self, name: str, pretrained: str = "imagenet") -> None:
+    def __init__(
+        self, name: str, pretrained: str = "imagenet", local_layer: Layer = "layer3"
+    ) -> None:
         super().__init__()
-        self.spec = find(name)
         if pretrained not in PRETRAINED:
             raise InputError(f"--pretrained {pretrained}: expected one of {', '.join(PRETRAINED)}")
-        self.name = name.lower()
+        spec = BACKBONES[name]
+        self.spec = spec if local_layer == "layer3" else spec.with_local_map_last()
+        self.name = name
         self.local_channels, self.global_channels = self.spec.channels
         self.local_stride, self.global_stride = self.spec.strides
-        self.body, self.weights_name = self.spec.build(pretrained)
-        layers = self.spec.local_layers + self.spec.global_layers
-        for child in {name for name, _ in self.body.named_children()} - {
-            layer.split(".")[0] for layer in layers
-        }:
+        self.body, self.weights_name = spec.build(pretrained)
+        used = {layer.split(".")[0] for layer in spec.layers}
+        for child in {name for name, _ in self.body.named_children()} - used:
             delattr(self.body, child)
         self._frozen: tuple[str, ...] = ()
 
@@ -232,13 +249,13 @@ class Trunk(nn.Module):
 
     def freeze_before_local(self) -> None:
         """Freeze the layers before `first_trained`: no gradients, BatchNorm in eval mode."""
-        layers = self.spec.local_layers + self.spec.global_layers
+        layers = self.spec.layers
         self._frozen = layers[: layers.index(self.spec.first_trained)]
         for name in self._frozen:
             self.body.get_submodule(name).requires_grad_(False)
         self.train(self.training)
 
-    def train(self, mode: bool = True) -> "Trunk":
+    def train(self, mode: bool = True) -> "Backbone":
         """As nn.Module, but frozen layers stay in eval mode."""
         super().train(mode)
         for name in self._frozen:

@@ -1,11 +1,10 @@
-"""DELF (Noh et al. 2017) on a network for retrieval (Radenovic et al. 2018): S2's network.
+"""DELF (Noh et al. 2017) on a network for retrieval (Radenovic et al. 2018), as in delf_pytorch.
 
 A descriptor pooled from one map of a ResNet, optionally weighted by a learned attention; and the
 cells of a map as local features, scored by that attention.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,51 +13,43 @@ from torch import nn
 
 from retrieval.configs.describe import DelfConfig, DelgConfig
 from retrieval.data import images
-from retrieval.networks.backbone import Trunk
-from retrieval.networks.delg import activation_norm
+from retrieval.networks.attention import ActivationNorm, Attention
+from retrieval.networks.backbone import Backbone
 from retrieval.networks.pooling import GeM, full_precision, l2_normalize, mac, spoc
-from retrieval.networks.rmac import Regional, identity_linear
-
-
-class Attention(nn.Module):
-    """S2's attention: 1 x 1 convolution C -> C, ReLU, 1 x 1 convolution -> 1, softplus."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 1)
-        self.conv2 = nn.Conv2d(channels, 1, 1)
-
-    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
-        """(B, C, h, w) -> scores (B, 1, h, w) float32, > 0."""
-        return F.softplus(self.conv2(F.relu(self.conv1(feature_map))).float())
+from retrieval.networks.rmac import RMac, identity_linear
 
 
 class Delf(nn.Module):
     """The network, with the interface that `retrieval.extraction` asks for.
 
+    config:         what it is made of.
+    pretrained:     the backbone's weights, one of `backbone.PRETRAINED`; all else is random.
     descriptor_dim: size of the global descriptors.
     """
 
     def __init__(self, config: DelfConfig, pretrained: str = "imagenet") -> None:
         super().__init__()
         self.config = config
-        self.backbone = Trunk(config.arch, pretrained)
-        layer3, layer4 = self.backbone.spec.channels
-        channels = layer4 if config.layer == "layer4" else layer3
-        if config.local_layer == "layer4":
-            _move_local_map_to_end(self.backbone)
+        self.backbone = Backbone(config.arch, pretrained, config.local_layer)
+        self._pools_local_map = config.layer == config.local_layer
+        maps = self.backbone
+        channels = maps.local_channels if self._pools_local_map else maps.global_channels
         self.local_whiten = identity_linear(channels) if config.local_whitening else None
         pools: dict[str, Callable] = {"mac": mac, "spoc": spoc, "gem": GeM()}
         pool = pools[config.pool]
-        self.pool = Regional(pool, channels) if config.regional else pool
+        self.pool = RMac(pool, channels) if config.regional else pool
         self.whiten = identity_linear(channels) if config.whitening else None
-        self.attention = Attention(channels) if config.attention else None
+        self.attention = (
+            Attention(channels, channels, batch_norm=False)
+            if config.attention == "learned"
+            else ActivationNorm(DelgConfig.norm_window)
+        )
         self.descriptor_dim = channels
 
     def forward(self, photos: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W), normalised as for ImageNet -> descriptors (B, D) float32 of unit norm."""
-        x = self._pooled_map(photos)
-        if self.attention is not None:
+        x = self.backbone.local_map(photos) if self._pools_local_map else self.backbone(photos)[1]
+        if self.config.attention == "learned":
             x = x * self.attention(x)
         if self.local_whiten is not None:
             x = self.local_whiten(x.movedim(1, -1)).movedim(-1, 1)
@@ -75,33 +66,20 @@ class Delf(nn.Module):
     def local_maps(self, photos: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, 3, H, W) -> local descriptors (B, d, h, w) of unit norm and scores (B, 1, h, w).
 
-        Without a learned attention the score of a cell is the L2 norm of its activation, averaged
-        as in `DelgConfig`. For pixels of the cells see `Backbone.cell_to_pixel`; those of layer4
-        are right for ResNets.
+        For pixels of the cells see `BackboneSpec.cell_to_pixel`; those of layer4 are right for
+        ResNets.
         """
-        if self.attention is None:
-            x = self.backbone.local_map(photos)
-            return l2_normalize(x), activation_norm(x, DelgConfig.norm_window)
-        if self._pools_local_map:
+        if self._pools_local_map or self.config.attention == "norm":
             x = self.backbone.local_map(photos)
             return l2_normalize(x), self.attention(x)
         x, last = self.backbone(photos)
         return l2_normalize(x), _refine(self.attention(last), x.shape[-2:])
 
-    @property
-    def _pools_local_map(self) -> bool:
-        return self.config.layer == self.config.local_layer
-
-    def _pooled_map(self, photos: torch.Tensor) -> torch.Tensor:
-        if self._pools_local_map:
-            return self.backbone.local_map(photos)
-        return self.backbone(photos)[1]
-
     def freeze_all_but_attention(self) -> None:
-        """Let the attention alone learn, as in DELF's second stage."""
+        """Let the attention alone learn, as in DELF's second stage; ValueError if there is none."""
+        if self.config.attention != "learned":
+            raise ValueError("the network has no learned attention")
         self.requires_grad_(False)
-        if self.attention is None:
-            raise ValueError("the network has no attention")
         self.attention.requires_grad_(True)
 
     def train(self, mode: bool = True) -> "Delf":
@@ -127,11 +105,10 @@ class Delf(nn.Module):
     def meta(self) -> dict[str, Any]:
         """What cirtorch's checkpoints and logs say of a network."""
         config = self.config
-        extras = {
-            name: True
-            for name in ("local_whitening", "regional", "whitening", "attention")
-            if getattr(config, name)
-        }
+        names = ("local_whitening", "regional", "whitening")
+        extras = {name: True for name in names if getattr(config, name)}
+        if config.attention == "learned":
+            extras["attention"] = True
         return {
             "architecture": config.arch,
             "pooling": config.pool,
@@ -181,16 +158,3 @@ def _refine(scores: torch.Tensor, size: torch.Size) -> torch.Tensor:
     fine = F.interpolate(scores, (2 * h - 1, 2 * w - 1), mode="bilinear", align_corners=True)
     missing = (0, size[1] - fine.shape[-1], 0, size[0] - fine.shape[-2])
     return F.pad(fine, missing, mode="replicate")
-
-
-def _move_local_map_to_end(trunk: Trunk) -> None:
-    """Make the last map of ``trunk`` its local map."""
-    spec = trunk.spec
-    trunk.spec = replace(
-        spec,
-        local_layers=spec.local_layers + spec.global_layers,
-        global_layers=(),
-        channels=(spec.channels[1],) * 2,
-        strides=(spec.strides[1],) * 2,
-    )
-    trunk.local_channels, trunk.local_stride = trunk.global_channels, trunk.global_stride

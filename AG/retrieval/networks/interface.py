@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import torch
 
-from retrieval.networks.backbone import Trunk
+from retrieval.networks.backbone import Backbone
 
 
 class GlobalNetwork(Protocol):
@@ -34,7 +34,7 @@ class Network(GlobalNetwork, Protocol):
     """
 
     config: Any
-    backbone: Trunk
+    backbone: Backbone
 
     def local_maps(self, images: torch.Tensor, /) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, 3, H, W), normalised -> local descriptors (B, d, h, w), attention (B, 1, h, w)."""

@@ -14,8 +14,10 @@ def gem(x: torch.Tensor, p: torch.Tensor | float = 3.0, eps: float = 1e-6) -> to
     """Generalised mean of each channel (Radenovic et al. 2018): mean(max(x, eps)^p)^(1/p).
 
     x (B, C, h, w) of any float type -> (B, C) float32. p = 1 is the mean of the clamped map, and
-    p -> infinity its maximum. The clamp keeps the power and its gradient finite.
+    p -> infinity its maximum.
     """
+    # The clamp keeps gradients finite: the derivative by p holds log(x), and that of the root holds
+    # mean^(1/p - 1), both infinite at 0.
     with full_precision(x):
         return x.float().clamp(min=eps).pow(p).mean((-2, -1)).pow(1.0 / p)
 

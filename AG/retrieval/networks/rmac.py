@@ -20,11 +20,17 @@ def identity_linear(dim: int) -> nn.Linear:
 
 
 def regions(height: int, width: int, levels: int = LEVELS) -> list[tuple[int, int, int]]:
-    """Squares (top, left, side) of R-MAC on a map: level l has l of them along the short side."""
-    short = min(height, width)
-    shift = [(max(height, width) - short) / (steps - 1) for steps in range(2, 8)]
-    overlaps = [abs((short**2 - short * step) / short**2 - OVERLAP) for step in shift]
-    more = 0 if height == width else overlaps.index(min(overlaps)) + 1
+    """Squares (top, left, side) of R-MAC on a map of height x width cells, coarse to fine.
+
+    Level l has l squares along the short side, each 2 / (l + 1) of it long, and more along the long
+    side. Levels whose squares would have no cell are left out.
+    """
+    short, long = sorted((height, width))
+    # Level 1 lays squares of the whole short side along the long one. Of 2 to 7 squares that count
+    # is taken whose neighbours' common part of a square is nearest to OVERLAP.
+    shift = [(long - short) / (count - 1) for count in range(2, 8)]
+    misses = [abs((short**2 - short * step) / short**2 - OVERLAP) for step in shift]
+    more = 0 if height == width else misses.index(min(misses)) + 1
     more_down, more_across = (more, 0) if height > width else (0, more)
     squares = []
     for level in range(1, levels + 1):
@@ -38,24 +44,28 @@ def regions(height: int, width: int, levels: int = LEVELS) -> list[tuple[int, in
 
 
 def _starts(length: int, side: int, count: int) -> list[int]:
+    """Where ``count`` squares begin that are spread evenly over ``length``, end to end."""
     step = 0.0 if count == 1 else (length - side) / (count - 1)
     return [int(i * step) for i in range(count)]
 
 
-class Regional(nn.Module):
-    """Pools the whole map and its regions; each vector is normalised, whitened, normalised."""
+class RMac(nn.Module):
+    """Pools the whole map and its regions; each vector is normalised, whitened, normalised.
+
+    pool: (B, C, h, w) -> (B, C), of the whole map and of each region. channels: C.
+    """
 
     def __init__(self, pool: Callable[[torch.Tensor], torch.Tensor], channels: int) -> None:
         super().__init__()
         self.pool = pool
         self.whiten = identity_linear(channels)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         """(B, C, h, w) -> (B, C) float32, the sum over regions."""
-        parts = [x] + [
-            x[..., top : top + side, left : left + side]
-            for top, left, side in regions(*x.shape[-2:])
+        parts = [feature_map] + [
+            feature_map[..., top : top + side, left : left + side]
+            for top, left, side in regions(*feature_map.shape[-2:])
         ]
-        vectors = torch.stack([l2_normalize(self.pool(part)) for part in parts], dim=1)
+        vectors = torch.stack([l2_normalize(self.pool(part)) for part in parts], dim=1)  # (B, R, C)
         with full_precision(vectors):
             return l2_normalize(self.whiten(vectors), dim=-1).sum(1)

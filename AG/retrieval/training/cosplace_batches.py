@@ -1,17 +1,22 @@
-"""The training images of a CosPlace epoch: which are drawn, and how they are augmented."""
+"""The training images of a CosPlace epoch: which are drawn, augmented, and dealt out in batches."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from retrieval.configs.learn import AugmentConfig
+from retrieval import devices
+from retrieval.configs.learn import AugmentConfig, Recipe
 from retrieval.data import images
 from retrieval.data.places import Group
+from retrieval.errors import InputError
 from retrieval.training import processes
+
+log = logging.getLogger(__name__)
 
 
 class Augmentation:
@@ -79,3 +84,62 @@ class Draws(Dataset):
         else:
             image = v2.functional.resize(image, [size, size], antialias=True)
         return image, label, seed, ""
+
+
+class GroupBatches:
+    """The training images ``paths`` in batches, of which each process takes its share."""
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        recipe: Recipe,
+        world: processes.World,
+        augmentation_device: str,
+    ) -> None:
+        """Raises InputError where the batch cannot be shared out."""
+        self._paths, self._recipe, self._world = paths, recipe, world
+        self._share = world.share_of(recipe.train.batch_size)
+        augmentation = Augmentation(recipe.augment)
+        on_device = torch.device(augmentation_device).type != "cpu"
+        self._augment_here = augmentation if on_device else None
+        self._augment_in_workers = None if on_device else augmentation
+
+    def of_epoch(
+        self, group: Group, epoch: int, first: int
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """From step ``first`` to the end of the epoch: images (B, 3, H, W), labels (B,).
+
+        Images are normalised and on the device. InputError for one that cannot be decoded.
+        """
+        train, device = self._recipe.train, self._world.device
+        size = self._recipe.augment.image_size
+        loader = DataLoader(
+            Draws(self._paths, group, train.seed, epoch, self._augment_in_workers, size),
+            batch_sampler=self._steps(first),
+            num_workers=train.num_workers,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=devices.quiet_worker,
+        )
+        for batch, labels, seeds, messages in loader:
+            whole = self._whole(messages)
+            batch = batch[whole].to(device, non_blocking=True)
+            if self._augment_here is not None:
+                pairs = zip(batch, seeds[whole].tolist(), strict=True)
+                batch = torch.stack([self._augment_here(image, seed) for image, seed in pairs])
+            batch = images.normalize(batch).contiguous(memory_format=torch.channels_last)
+            yield batch, labels[whole].to(device, non_blocking=True)
+
+    def _steps(self, first: int) -> list[list[int]]:
+        """The draws that this process takes in each step."""
+        train, own = self._recipe.train, self._world.rank * self._share
+        starts = [step * train.batch_size + own for step in range(train.iterations_per_epoch)]
+        return [list(range(start, start + self._share)) for start in starts[first:]]
+
+    def _whole(self, messages: Sequence[str]) -> torch.Tensor:
+        """(B,) bool: which images of a batch were decoded; InputError if they all had to be."""
+        broken = [message for message in messages if message]
+        if broken and (len(broken) == len(messages) or not self._recipe.train.skip_bad_images):
+            raise InputError("; ".join(broken) + " (--skip_bad_images goes on without them)")
+        for message in broken:
+            log.warning("skipped: %s", message)
+        return torch.tensor([not message for message in messages])

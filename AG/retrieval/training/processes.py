@@ -3,16 +3,19 @@
 import contextlib
 import os
 import signal
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 
 from retrieval.devices import choose_device
+from retrieval.errors import InputError
+
+Value = TypeVar("Value")
 
 
 def mix_seed(*parts: int) -> int:
@@ -22,39 +25,51 @@ def mix_seed(*parts: int) -> int:
 
 @dataclass(frozen=True)
 class World:
-    """The processes that train together, as torchrun started them; alone without torchrun."""
+    """The processes that train together, as torchrun started them; alone without torchrun.
+
+    device: where this process computes.
+    """
 
     rank: int = 0
     size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes the files and the messages."""
         return self.rank == 0
 
-    def any(self, flag: bool) -> bool:
-        """Whether ``flag`` is true in any process."""
+    def gather(self, value: Value) -> list[Value]:
+        """The ``value`` of every process, in the order of their ranks."""
         if self.size == 1:
-            return flag
-        flags: list[Any] = [None] * self.size
-        torch.distributed.all_gather_object(flags, flag)
-        return any(flags)
+            return [value]
+        values: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(values, value)
+        return values
 
-    def broadcast(self, value: Any) -> Any:
-        """The main process's ``value``, in every process."""
+    def share_of(self, batch_size: int) -> int:
+        """The part of a batch that each process takes; InputError if it has no equal parts."""
+        if batch_size % self.size:
+            raise InputError(f"--batch_size {batch_size} cannot be shared by {self.size} processes")
+        return batch_size // self.size
+
+    def sum_gradients(self, model: nn.Module) -> None:
+        """Make each gradient of ``model`` the sum of those of all processes."""
         if self.size == 1:
-            return value
-        values = [value]
-        torch.distributed.broadcast_object_list(values)
-        return values[0]
+            return
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                if parameter.grad is None:  # nothing of this batch was left for this process
+                    parameter.grad = torch.zeros_like(parameter)
+                torch.distributed.all_reduce(parameter.grad)
 
 
 @contextlib.contextmanager
-def join_world(device_name: str) -> Iterator[tuple[World, torch.device]]:
+def join_world(device_name: str) -> Iterator[World]:
     """Join the processes that torchrun started, each with its own GPU (or the CPU, with gloo)."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield World(), choose_device(device_name)
+        yield World(device=choose_device(device_name))
         return
     local_rank = int(os.environ["LOCAL_RANK"])
     device = choose_device(device_name)
@@ -63,7 +78,7 @@ def join_world(device_name: str) -> Iterator[tuple[World, torch.device]]:
         torch.cuda.set_device(device)
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield World(torch.distributed.get_rank(), size), device
+        yield World(torch.distributed.get_rank(), size, device)
     finally:
         torch.distributed.destroy_process_group()
 
@@ -90,21 +105,6 @@ class StopSignal:
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-
-
-class Every:
-    """True once every ``seconds``, for checkpoints in mid-epoch."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._last = time.monotonic()
-
-    def is_due(self) -> bool:
-        """Whether the time has passed since this last said True."""
-        due = time.monotonic() - self._last >= self._seconds
-        if due:
-            self._last = time.monotonic()
-        return due
 
 
 def move_optimizer(optimizer: torch.optim.Optimizer, device: torch.device) -> None:

@@ -5,26 +5,27 @@ import csv
 import fcntl
 import json
 import logging
+import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from retrieval.configs.learn import BEST_MODEL
+from retrieval.errors import InputError
 from retrieval.files import new_folder, write_atomically
 
 LAST_CHECKPOINT = "last_checkpoint.pth"
 
 
-BEST_MODEL = "best_model.pth"
-
-
 class RunFolder:
     """A folder that holds all that one training run writes.
 
-    ``settings.json`` (what was asked for), ``info.log``, ``losses.csv`` and TensorBoard events
-    (every loss term), ``last_checkpoint.pth`` (all that is needed to go on exactly) and
-    ``best_model.pth``.
+    ``settings.json`` (what was asked for), ``command.txt`` (each command line that trained here),
+    ``info.log``, ``losses.csv`` and TensorBoard events (every loss term), ``last_checkpoint.pth``
+    (all that is needed to go on exactly) and ``best_model.pth``.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
@@ -34,7 +35,10 @@ class RunFolder:
         fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         settings_file = path / "settings.json"
         if not settings_file.exists():
-            write_atomically(settings_file, json.dumps(settings, indent=2, sort_keys=True))
+            text = json.dumps(settings, indent=2, sort_keys=True, default=str)
+            write_atomically(settings_file, text)
+        with (path / "command.txt").open("a") as commands:
+            commands.write(shlex.join(["python3", *sys.orig_argv[1:]]) + "\n")
         self._log_file = logging.FileHandler(path / "info.log")
         self._log_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         logging.getLogger().addHandler(self._log_file)
@@ -52,6 +56,14 @@ class RunFolder:
                 with contextlib.suppress(BlockingIOError):
                     return cls(file.parent, settings)
         return cls(new_folder(root), settings)
+
+    @classmethod
+    def at(cls, path: Path, settings: Mapping[str, Any]) -> "RunFolder":
+        """The folder ``path``; InputError where another process is at work in it."""
+        try:
+            return cls(path, settings)
+        except BlockingIOError as error:
+            raise InputError(f"{path}: another process is training there") from error
 
     @property
     def last_checkpoint(self) -> Path:

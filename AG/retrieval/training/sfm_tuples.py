@@ -44,7 +44,7 @@ def mine_tuples(
 ) -> Tuples:
     """Tuples of ``config.query_size`` random pairs with negatives from a random pool.
 
-    describe: images -> (N, D) descriptors of unit norm. ``seed`` decides the draws. Raises
+    describe: photos -> (N, D) descriptors of unit norm. ``seed`` decides the draws. Raises
     InputError where the pool has too few clusters.
     """
     rng = np.random.default_rng(mix_seed(*seed))

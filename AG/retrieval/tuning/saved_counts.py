@@ -3,16 +3,18 @@
 import hashlib
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
+from retrieval import progress
 from retrieval.configs.rank import Geometry, Matching
 from retrieval.errors import InputError
+from retrieval.feature_folders import SetFeatures
 from retrieval.files import read_npz, write_atomically
-from retrieval.verification import STAGES, Counts, FeatureLookup, by_matching, count_inliers
+from retrieval.verification import STAGES, Counts, by_matching, count_inliers
 
 # Pairs of one file; a kill loses what has been counted of one file for one matching.
 _PAIRS = 2500
@@ -20,19 +22,15 @@ _PAIRS = 2500
 
 def count_and_save(
     folder: Path,
-    features: str,
+    features: SetFeatures,
     pairs: Sequence[tuple[int, int]],
-    query_features: FeatureLookup,
-    database_features: FeatureLookup,
     geometries: Sequence[Geometry],
-    *,
     threads: int | None = None,
-    progress: Callable[[int], object] | None = None,
 ) -> Counts:
     """`count_inliers`, a part at a time; what ``folder`` has of an earlier call is taken from it.
 
-    features: names what the lookups give, such as the folder of their store, which is named by the
-    hash of all they depend on. progress is called with the number of (pair, geometry) just done.
+    Counts are kept by the folder of their features, which is named by the hash of all that these
+    depend on. `progress.advance` is told the number of (pair, geometry) just done.
     """
     num_inliers = np.zeros((len(geometries), len(pairs)), np.int64)
     seconds = np.zeros((len(geometries), len(STAGES)))
@@ -43,14 +41,9 @@ def count_and_save(
             file = folder / f"{_name(features, matching, part)}.npz"
             found = _read(file, len(part)) if file.exists() else {}
             missing = [geometry for geometry in asked if _hash(geometry) not in found]
-            if progress is not None:
-                progress(len(part) * (len(asked) - len(missing)))
+            progress.advance(len(part) * (len(asked) - len(missing)))
             if missing:
-                counted = count_inliers(
-                    *(part, query_features, database_features, missing),
-                    threads=threads,
-                    progress=_times(progress, len(missing)),
-                )
+                counted = count_inliers(part, features.queries, features.database, missing, threads)
                 found |= _by_hash(missing, counted)
                 _write(file, found)
             for member in members:
@@ -58,10 +51,6 @@ def count_and_save(
                 num_inliers[member, start : start + len(part)] = counts
                 seconds[member] += spent
     return Counts(num_inliers, seconds)
-
-
-def _times(progress: Callable[[int], object] | None, factor: int) -> Callable[[int], object] | None:
-    return None if progress is None else lambda pairs: progress(factor * pairs)
 
 
 # The counts (P,) and seconds (3,) of each geometry, by its hash.
@@ -73,8 +62,8 @@ def _by_hash(geometries: Sequence[Geometry], counted: Counts) -> _Found:
     return {_hash(geometry): (counts, seconds) for geometry, counts, seconds in rows}
 
 
-def _name(features: str, matching: Matching, pairs: Sequence[tuple[int, int]]) -> str:
-    told = [features, matching.num_features, asdict(matching.match)]
+def _name(features: SetFeatures, matching: Matching, pairs: Sequence[tuple[int, int]]) -> str:
+    told = [features.store.folder.name, matching.num_features, asdict(matching.match)]
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
     digest.update(np.asarray(pairs, "<i8").tobytes())
     return digest.hexdigest()[:24]

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from retrieval.configs.rank import RerankConfig
-from retrieval.data.positives import Positives
 from retrieval.tuning import try_settings
 from retrieval.tuning.search_space import NAMES, Axes, combinations, geometries, in_words, value_of
 from retrieval.tuning.try_settings import Gain, Outcome
@@ -23,11 +22,6 @@ class Measured:
     outcome: Outcome
     before: float
     gain: Gain
-
-
-def metric_of(truth: Mapping[str, Positives]) -> str:
-    """The name of the figure that settings are compared by."""
-    return "R@1" if "R" in truth else "mAP M"
 
 
 def measured(outcome: Outcome, before: np.ndarray) -> Measured:

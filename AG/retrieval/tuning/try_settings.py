@@ -10,40 +10,41 @@ from pathlib import Path
 
 import numpy as np
 
-from retrieval import evaluation, metrics
+from retrieval import metrics
 from retrieval.configs.rank import RerankConfig
 from retrieval.errors import InputError
-from retrieval.rerank import measure_floor, random_pairs, reorder
-from retrieval.saved_run import SavedRun
+from retrieval.evaluation import Evaluation
+from retrieval.reranking import measure_floor, random_pairs, reorder
 from retrieval.tuning.saved_counts import count_and_save
 from retrieval.tuning.search_space import geometries
-from retrieval.verification import Counts
 
 
-def check_depth(run: SavedRun, settings: Sequence[RerankConfig]) -> None:
+def check_depth(run: Evaluation, settings: Sequence[RerankConfig]) -> None:
     """InputError where settings look further down the rankings than the run has features."""
-    depth, deepest = run.with_local()[0].top_k, max(setting.top_k for setting in settings)
+    depth, deepest = run.local()[0].config.top_k, max(setting.top_k for setting in settings)
     if deepest > depth:
         raise InputError(
-            f"--top_k {deepest}: {run.folder} has features of the first {depth} predictions of "
-            f"each query; run eval.py again with --top_k {deepest}"
+            f"--top_k {deepest}: {run.place} has features of the first {depth} predictions of "
+            f"each query; evaluate again with --top_k {deepest}"
         )
 
 
-def check_comparable(validation: SavedRun, test: SavedRun) -> None:
+def check_comparable(validation: Evaluation, test: Evaluation) -> None:
     """InputError for runs on the same photos, or with features that were not made alike."""
-    first, second = validation.result["protocol"], test.result["protocol"]
-    if first["photos_fingerprint"] == second["photos_fingerprint"]:
+    if validation.protocol.fingerprint == test.protocol.fingerprint:
         raise InputError(
-            f"--test_run {test.folder}: the photos of {validation.folder}; what was chosen on them "
+            f"--test_run {test.place}: the photos of {validation.place}; what was chosen on them "
             "must be measured on others"
         )
-    for name in ("extraction", "projection"):
-        if first.get(name) != second.get(name):
+    first, second = (run.protocol.settings for run in (validation, test))
+    made = [run.local()[1].store.made_by for run in (validation, test)]
+    ours, theirs = ((each.extractor, each.settings) for each in made)
+    pairs = [(name, first.get(name), second.get(name)) for name in ("extraction", "projection")]
+    for name, one, other in [*pairs, ("local features", ours, theirs)]:
+        if one != other:
             raise InputError(
-                f"--test_run {test.folder}: another {name} than {validation.folder} "
-                f"({second.get(name)}, not {first.get(name)}); run eval.py on both splits with the "
-                "same flags"
+                f"--test_run {test.place}: another {name} than {validation.place} ({other}, not "
+                f"{one}); evaluate both splits with the same flags"
             )
 
 
@@ -53,7 +54,7 @@ class Outcome:
 
     setting:   as it was asked for.
     floor:     in force, measured where the setting says None.
-    per_query: (Q,) of `evaluation.per_query`.
+    per_query: (Q,) as in `evaluation.Step`.
     ms:        of processor time for a query: loading, matching, verification.
     """
 
@@ -70,7 +71,7 @@ class Outcome:
     @property
     def settled(self) -> RerankConfig:
         """The setting with its floor as a number: what it says here, it says everywhere."""
-        return replace(self.setting, floor=self.floor, threads=None)
+        return replace(self.setting, floor=self.floor)
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,11 @@ class Shortlists:
     pairs: list[tuple[int, int]]
 
 
-def shortlists(run: SavedRun, settings: Sequence[RerankConfig]) -> Shortlists:
+def shortlists(run: Evaluation, settings: Sequence[RerankConfig]) -> Shortlists:
     """All that the settings verify. Floors are measured once, on the pairs of the largest top_k."""
-    rows = np.flatnonzero(run.ranked.ranking[:, 0] >= 0)
+    rows = np.flatnonzero(run.first.ranking.rows[:, 0] >= 0)
     deepest = max(settings, key=lambda setting: setting.top_k)
-    ranking = run.ranked.ranking[rows]
+    ranking = run.first.ranking.rows[rows]
     heads = ranking[:, : deepest.top_k]
     pairs = [(int(q), int(d)) for q, head in zip(rows, heads, strict=True) for d in head]
     if any(setting.floor is None for setting in settings):
@@ -99,52 +100,47 @@ def shortlists(run: SavedRun, settings: Sequence[RerankConfig]) -> Shortlists:
     return Shortlists(rows, heads.shape[1], pairs)
 
 
-def evaluate(
-    run: SavedRun,
-    settings: Sequence[RerankConfig],
-    folder: Path,
-    *,
-    threads: int | None = None,
-    progress: Callable[[int], object] | None = None,
+def try_all(
+    run: Evaluation, settings: Sequence[RerankConfig], folder: Path, threads: int | None = None
 ) -> list[Outcome]:
     """The outcome of each setting, on a run with labels and saved features.
 
-    folder: keeps the counts, so that a call after a kill goes on (see `count_and_save`). progress
-    is called with the number of (pair, geometry) just done; their sum is the product of
+    folder: keeps the counts, so that a call after a kill goes on (see `count_and_save`).
+    `progress.advance` is told the number of (pair, geometry) just done; their sum is the product of
     `len(shortlists(…).pairs)` and `len(geometries(…))`.
     """
     check_labels(run)
-    _, local = run.with_local()
+    _, features = run.local()
     listed = shortlists(run, settings)
     distinct = geometries(settings)
-    counts = count_and_save(
-        *(folder, run.result["feature_store"], listed.pairs, local.queries, local.database),
-        distinct,
-        threads=threads,
-        progress=progress,
-    )
+    counts = count_and_save(folder, features, listed.pairs, distinct, threads)
     position = {geometry: row for row, geometry in enumerate(distinct)}
     score = _scorer(run)
-    return [
-        _outcome(run, listed, counts, position[setting.geometry], setting, score)
-        for setting in settings
-    ]
+    outcomes = []
+    for setting in settings:
+        row = position[setting.geometry]
+        floor, order, candidates = _ordered(run, listed, counts.num_inliers[row], setting)
+        ms_per_pair = 1000 * counts.seconds[row].sum() / max(len(listed.pairs), 1)
+        outcomes.append(Outcome(setting, floor, score(order), float(ms_per_pair * candidates)))
+    return outcomes
 
 
-# From the (Q, K) columns of the global ranking in a new order to the (Q,) figures of that.
+# From the (Q, K) columns of the first ranking in a new order to the (Q,) figures of that.
 _Score = Callable[[np.ndarray], np.ndarray]
 
 
-def _scorer(run: SavedRun) -> _Score:
-    """`evaluation.per_query` of the run's ranking in another order.
+def _scorer(run: Evaluation) -> _Score:
+    """The figures by query, as in `evaluation.Step`, of the run's first ranking in another order.
 
     For recalls what is right is looked up once: with many queries and settings, looking it up for
     each would take longer than all the rest.
     """
-    ranking, truth = run.ranked.ranking, run.photos.ground_truth
-    if "R" not in truth:
-        return lambda order: evaluation.per_query(np.take_along_axis(ranking, order, 1), truth)
-    right, junk = (_found(ranking, rows) for rows in (truth["R"].positives, truth["R"].junk))
+    rows, truth = run.first.ranking.rows, run.truth()
+    if run.photos.protocol != "R":
+        return lambda order: metrics.mean_average_precision(
+            np.take_along_axis(rows, order, 1), truth
+        )[1]
+    right, junk = (_found(rows, listed) for listed in (truth.positives, truth.junk))
 
     def first_is_right(order: np.ndarray) -> np.ndarray:
         first = np.take_along_axis(junk, order, 1).argmin(axis=1)  # of those that count
@@ -159,41 +155,28 @@ def _found(ranking: np.ndarray, rows: Sequence[np.ndarray]) -> np.ndarray:
     return np.array(each, bool).reshape(ranking.shape)
 
 
-def _outcome(
-    run: SavedRun,
-    listed: Shortlists,
-    counts: Counts,
-    row: int,
-    setting: RerankConfig,
-    score: _Score,
-) -> Outcome:
-    """Order by the counts of one geometry, and score."""
-    found, rows = counts.num_inliers[row], listed.rows
+def _ordered(
+    run: Evaluation, listed: Shortlists, num_inliers: np.ndarray, setting: RerankConfig
+) -> tuple[float, np.ndarray, int]:
+    """By the counts (P,) of one geometry: the floor, columns (Q, K) in new order, pairs a query."""
+    rows, ranked = listed.rows, run.first.ranking
     in_heads = len(rows) * listed.depth
-    heads = found[:in_heads].reshape(len(rows), listed.depth)[:, : setting.top_k]
+    heads = num_inliers[:in_heads].reshape(len(rows), listed.depth)[:, : setting.top_k]
     floor = setting.floor
     if floor is None:
-        floor = measure_floor(found[in_heads:], setting.floor_quantile)
-    order = np.tile(np.arange(run.ranked.ranking.shape[1]), (len(run.ranked.ranking), 1))
-    _, order[rows] = reorder(
-        run.ranked.ranking[rows], run.ranked.similarity[rows], heads, floor, setting.fusion
-    )
-    ms_per_pair = 1000 * counts.seconds[row].sum() / max(len(found), 1)
-    return Outcome(setting, floor, score(order), float(ms_per_pair * heads.shape[1]))
+        floor = measure_floor(num_inliers[in_heads:], setting.floor_quantile)
+    order = np.tile(np.arange(ranked.rows.shape[1]), (len(ranked.rows), 1))
+    order[rows] = reorder(ranked.rows[rows], ranked.similarity[rows], heads, floor, setting.fusion)[
+        1
+    ]
+    return floor, order, heads.shape[1]
 
 
-def before(run: SavedRun) -> np.ndarray:
-    """(Q,) of `evaluation.per_query` for the global ranking."""
-    return evaluation.per_query(run.ranked.ranking, run.photos.ground_truth)
-
-
-def check_labels(run: SavedRun) -> None:
+def check_labels(run: Evaluation) -> None:
     """InputError for a run without a query that anything could be measured on."""
-    truth = run.photos.ground_truth
-    if not truth or np.isnan(before(run)).all():
+    if run.photos.protocol is None or np.isnan(run.first.per_query).all():
         raise InputError(
-            f"{run.folder}: tuning needs labels; run eval.py on photos with positives, and without "
-            "--no_labels"
+            f"{run.place}: tuning needs labels; evaluate photos with positives, without --no_labels"
         )
 
 
@@ -207,7 +190,7 @@ class Gain:
 
 
 def gain(outcome: Outcome, before: np.ndarray) -> Gain:
-    """What a setting adds to the global ranking; ``before`` (Q,) is of `before`."""
+    """What a setting adds to the first ranking, of which ``before`` (Q,) is `Step.per_query`."""
     return Gain(*metrics.paired_interval(outcome.per_query, before))
 
 

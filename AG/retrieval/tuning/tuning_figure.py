@@ -7,20 +7,20 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from retrieval.drawing.figures import NEUTRAL, RIGHT, WRONG
+from retrieval.drawing.palette import NEUTRAL, RIGHT, WRONG
 from retrieval.tuning import try_settings
 from retrieval.tuning.search_space import NAMES, in_words, value_of
 from retrieval.tuning.try_settings import Outcome
 
 TITLES = {
     "top_k": "predictions re-ranked (top_k)",
-    "num_features": "features an image (num_features)",
+    "num_features": "features per image (num_features)",
     "rule": "match rule (rule)",
-    "max_distance": "L2 distance of a match (max_distance)",
-    "residual": "residual in pixels (residual)",
+    "max_distance": "largest L2 distance of a match (max_distance)",
+    "residual": "largest residual in pixels (residual)",
     "model": "geometric model (model)",
     "floor": "inliers that count for nothing (floor)",
-    "fusion": "worth of similarity in inliers (fusion)",
+    "fusion": "inliers that the best similarity adds (fusion)",
 }
 _COLUMNS = 3
 
@@ -58,17 +58,11 @@ def _values(outcomes: Sequence[Outcome], name: str) -> list:
 def _over_parameter(axis: Axes, outcomes: Sequence[Outcome], name: str) -> None:
     """All settings as dots, the best for each value as a line."""
     values = _values(outcomes, name)
-    places = np.array([values.index(value_of(o.setting, name)) for o in outcomes])
-    figures = np.array([outcome.figure for outcome in outcomes])
+    places = np.array([values.index(value_of(outcome.setting, name)) for outcome in outcomes])
     spread = np.random.default_rng(0).uniform(-0.16, 0.16, len(outcomes))
-    axis.scatter(
-        *(places + spread, figures), s=8, color=RIGHT, alpha=0.25, linewidths=0, label="a setting"
-    )
-    highest = [figures[places == place].max() for place in range(len(values))]
-    axis.plot(
-        range(len(values)), highest, "-o", color=RIGHT, markersize=5, label="best with this value"
-    )
-    _mark(axis, places[0], figures[0])
+    figures = _dots(axis, outcomes, places, spread)
+    best = [figures[places == place].max() for place in range(len(values))]
+    axis.plot(range(len(values)), best, "-o", color=RIGHT, ms=5, label="best with this value")
     axis.set_xticks(range(len(values)), [in_words(name, value) for value in values])
     axis.set_xlim(-0.5, len(values) - 0.5)
     axis.set_title(TITLES[name], fontsize=10)
@@ -77,18 +71,20 @@ def _over_parameter(axis: Axes, outcomes: Sequence[Outcome], name: str) -> None:
 def _over_time(axis: Axes, outcomes: Sequence[Outcome], before: float) -> None:
     """All settings as dots, the Pareto front as steps from the global ranking at 0 ms."""
     ms = np.array([outcome.ms for outcome in outcomes])
-    figures = np.array([outcome.figure for outcome in outcomes])
-    axis.scatter(ms, figures, s=8, color=RIGHT, alpha=0.25, linewidths=0)
+    figures = _dots(axis, outcomes, ms)
     front = np.flatnonzero(try_settings.on_front(outcomes, before))
     order = front[np.argsort(ms[front])]
     x, y = np.append(0.0, ms[order]), np.append(before, figures[order])
-    axis.step(x, y, "-o", where="post", color=RIGHT, markersize=4)
-    _mark(axis, ms[0], figures[0])
-    axis.set_title("ms a query, with the Pareto front", fontsize=10)
+    axis.step(x, y, "-o", where="post", color=RIGHT, ms=4)
+    axis.set_title("milliseconds per query, with the Pareto front", fontsize=10)
 
 
-def _mark(axis: Axes, x: float, y: float) -> None:
-    axis.plot(
-        [x], [y], "D", color=WRONG, markersize=8, fillstyle="none", markeredgewidth=1.8,
-        linestyle="none", label="best setting",
-    )  # fmt: skip
+def _dots(
+    axis: Axes, outcomes: Sequence[Outcome], x: np.ndarray, spread: np.ndarray | float = 0.0
+) -> np.ndarray:
+    """A dot for each setting at ``x + spread`` (S,), the first of them marked; their figures."""
+    figures = np.array([outcome.figure for outcome in outcomes])
+    axis.scatter(x + spread, figures, s=8, color=RIGHT, alpha=0.25, linewidths=0, label="a setting")
+    best = axis.scatter(x[:1], figures[:1], 60, marker="D", zorder=3, label="best setting")
+    best.set(facecolors="none", edgecolors=WRONG, linewidths=1.8)
+    return figures

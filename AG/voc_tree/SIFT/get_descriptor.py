@@ -1,11 +1,18 @@
 """SIFT features of the photos of test sets, for voc_tree.main.
 
-    python3 -m voc_tree.SIFT.get_descriptor ./features --test-datasets 'roxford5k,rparis6k'
-
 A set NAME lies in DATA_ROOT/test/NAME or DATA_ROOT/NAME: jpg/ with gnd_NAME.pkl or .json. Its
 features go to FEATURES/sift/NAME (another word than sift for other settings). Queries are cropped
 to their box.
+
+Examples:
+    python3 -m voc_tree.SIFT.get_descriptor ./features --test-datasets 'roxford5k,rparis6k'
+    python3 -m voc_tree.SIFT.get_descriptor ./features --max_features 2000 --root --upright
 """
+
+from retrieval.commands import script, tree_flags
+
+if __name__ == "__main__":  # -h need not wait for what is imported below
+    script.answer(tree_flags.read_sift, __doc__)
 
 import logging
 from collections.abc import Sequence
@@ -14,13 +21,13 @@ from pathlib import Path
 
 import numpy as np
 
-from retrieval import extraction, feature_folders, progress
-from retrieval.commands import flags, script
+from retrieval import progress
 from retrieval.configs.describe import ExtractConfig, SiftConfig
-from retrieval.data.images import Box
-from retrieval.data.photo_sets import open_revisited
+from retrieval.configs.run import Resources
+from retrieval.data.photo_sets import PhotoSet
+from retrieval.extraction import load_batches
+from retrieval.feature_folders import made_from, point_to
 from retrieval.features import FeatureStore, LocalFeatures
-from voc_tree.options import add_test_sets, read_test_sets
 from voc_tree.SIFT.sift import Sift
 
 log = logging.getLogger("voc_tree.SIFT")
@@ -28,58 +35,35 @@ log = logging.getLogger("voc_tree.SIFT")
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Extract the features of each test set; those that are there are kept."""
-    parser = flags.make_parser(__doc__)
-    parser.add_argument("directory", type=Path, metavar="FEATURES", help="folder of all features")
-    data = add_test_sets(parser)
-    data.add_argument("--data_root", type=Path, default=Path("data"), help="(default: data)")
-    flags.add_configs(parser, SiftConfig)
-    asked = flags.parse(parser, argv)
-    config = asked.config(SiftConfig)
-    root = asked.get("directory") / config.directory
-    names = read_test_sets(asked)
-    sets = {name: feature_folders.find_test_set(asked.get("data_root"), name) for name in names}
-    for name, folder in sets.items():
-        store = extract(folder, root / name, config)
-        feature_folders.write_feature_folder(
-            root, name, store, folder, {"extractor": "sift"} | asdict(config)
+    asked = tree_flags.read_sift(__doc__, argv)
+    root = asked.directory / asked.sift.directory
+    for photos in asked.photo_sets:
+        store = extract(photos, root / photos.name, asked.sift, asked.resources)
+        empty = sum(len(store[name]) == 0 for name in store.names())
+        log.info(
+            ">> %s: %d images in %s, %d without features", photos.name, len(store), root, empty
         )
-        empty = sum(len(store[image]) == 0 for image in store.ids())
-        log.info(">> %s: %d images in %s, %d without features", name, len(store), root, empty)
 
 
-def extract(folder: Path, destination: Path, config: SiftConfig) -> FeatureStore:
-    """Fill a store in ``destination`` with the features of the test set in ``folder``."""
-    photos = open_revisited(folder)
-    settings = {"extractor": "sift", **asdict(config), "photos": photos.fingerprint()}
-    store = FeatureStore.open(destination, settings)
-    queries = feature_folders.query_ids([path.name for path in photos.queries])
-    database = feature_folders.database_ids([path.name for path in photos.database])
-    _extract(photos.queries, queries, photos.query_boxes, store, config)
-    _extract(photos.database, database, None, store, config)
-    return store
-
-
-def _extract(
-    paths: Sequence[Path],
-    ids: Sequence[str],
-    boxes: Sequence[Box] | None,
-    store: FeatureStore,
-    config: SiftConfig,
-) -> None:
-    missing = [row for row, name in enumerate(ids) if name not in store]
-    one_by_one = ExtractConfig(resize="longest", size=config.longest_side, infer_batch_size=1)
-    batches = extraction.load_batches(
-        [paths[row] for row in missing],
-        one_by_one,
-        None if boxes is None else [boxes[row] for row in missing],
-    )
+def extract(
+    photos: PhotoSet, folder: Path, config: SiftConfig, resources: Resources
+) -> FeatureStore:
+    """A store in ``folder`` with the SIFT features of all photos of a set."""
+    store = FeatureStore.open(folder, made_from(photos, "sift", asdict(config)))
+    missing = [
+        photo
+        for photo in [*photos.query_photos, *photos.database_photos]
+        if photo.name not in store
+    ]
     sift = Sift(config)
-    with store.writer() as writer, progress.bar("SIFT", len(missing)):
-        for (plan,), (row,), pixels in batches:
+    reading = ExtractConfig(resize="longest", size=config.longest_side)
+    one_by_one = replace(resources, infer_batch_size=1)
+    with store.writer() as writer, progress.bar(f"SIFT of {photos.name}", len(missing)):
+        for (plan,), (row,), pixels in load_batches(missing, reading, one_by_one):
             found = sift(np.ascontiguousarray(pixels[0].permute(1, 2, 0).numpy()))
-            features = in_photo(found, plan.box, plan.full)
-            writer.put(ids[missing[row]], features)
-            progress.advance()
+            writer.put(missing[row].name, in_photo(found, plan.box, plan.full))
+    point_to(store)
+    return store
 
 
 def in_photo(

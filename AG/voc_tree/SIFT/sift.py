@@ -1,4 +1,4 @@
-"""SIFT descriptors of one image: S2's 500, and the variants that retrieve better."""
+"""SIFT descriptors of one image: delf_pytorch's 500, and the variants that retrieve better."""
 
 from collections.abc import Sequence
 from functools import cached_property

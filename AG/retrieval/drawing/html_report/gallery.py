@@ -1,16 +1,23 @@
 """The gallery of a report: which queries it shows, and what it says and draws of each."""
 
+import base64
+import contextlib
 import functools
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from retrieval import metrics
-from retrieval.drawing.html_report import pictures
-from retrieval.drawing.html_report.content import Outcomes, ReportContent
-from retrieval.drawing.thumbnails import scaled
-from retrieval.verification import match_pair
+from retrieval import metrics, report
+from retrieval.data.images import Box, ImageError
+from retrieval.drawing import pictures
+from retrieval.drawing.html_report.outcomes import Outcomes
+from retrieval.evaluation import Evaluation
+from retrieval.features import LocalFeatures
+from retrieval.verification import match
 
 PREDICTIONS = 5
 RINGED = 20
@@ -78,70 +85,72 @@ def choose(found: Outcomes | None, num_queries: int, most: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Source:
-    """What cards are made from; names and thumbnails are made once for all of them."""
+    """What cards are made from; thumbnails are made once for all of them."""
 
-    content: ReportContent
+    run: Evaluation
     found: Outcomes | None
-    query_names: list[str]
-    database_names: list[str]
     thumbnail: Callable[[int], str | None]
 
 
-def cards(content: ReportContent, found: Outcomes | None, queries: np.ndarray) -> list[Card]:
+def cards(run: Evaluation, found: Outcomes | None, queries: np.ndarray) -> list[Card]:
     """The cards of these query rows."""
-    photos = content.photos
+    photos = run.photos
     source = _Source(
-        content,
+        run,
         found,
-        [name.removeprefix("query/") for name in photos.query_ids],
-        [name.removeprefix("database/") for name in photos.database_ids],
-        functools.cache(lambda row: pictures.thumbnail(photos.database[row])),
+        functools.cache(lambda row: thumbnail(photos.database[row])),
     )
     return [_card(source, query) for query in queries.tolist()]
 
 
+def thumbnail(path: Path, box: Box | None = None) -> str | None:
+    """`pictures.thumbnail` as a data URI; None if the photo is unreadable."""
+    try:
+        return data_uri(pictures.thumbnail(path, box))
+    except ImageError:
+        return None
+
+
+def data_uri(image: np.ndarray, quality: int = 78) -> str:
+    """(H, W, 3) uint8 RGB as the text of an image, WebP, for the ``src`` of an ``<img>``."""
+    data = io.BytesIO()
+    Image.fromarray(image).save(data, "WEBP", quality=quality, method=2)
+    return "data:image/webp;base64," + base64.b64encode(data.getvalue()).decode()
+
+
 def _card(source: _Source, query: int) -> Card:
-    content, found = source.content, source.found
-    ranking = content.last[query]
-    rows = ranking[ranking >= 0][:PREDICTIONS].tolist()
-    boxes = content.photos.query_boxes
+    run, found = source.run, source.found
+    ranking = run.last.ranking.rows[query]
+    shown = ranking[ranking >= 0][:PREDICTIONS].tolist()
     return Card(
         query,
-        source.query_names[query],
-        pictures.thumbnail(content.photos.queries[query], None if boxes is None else boxes[query]),
+        run.photos.query_photos[query].shown,
+        thumbnail(run.photos.queries[query], run.photos.box(query)),
         "none" if found is None else found.outcome(query),
         "" if found is None else found.effect(query),
-        [_tile(source, query, row) for row in rows],
-        _missed(source, query, rows),
-        _notes(content, found, query),
-        _pictures(content, query),
+        [_tile(source, query, row) for row in shown],
+        _missed(source, query, shown),
+        _notes(run, found, query),
+        _pictures(run, query, shown[0] if shown else None),
     )
 
 
 def _tile(source: _Source, query: int, row: int) -> Tile:
-    content = source.content
-    old_rank = metrics.rank_of(content.first[query], row)
+    run = source.run
+    old_rank = metrics.rank_of(run.first.ranking.rows[query], row)
     return Tile(
-        source.database_names[row],
+        run.photos.database_photos[row].shown,
         source.thumbnail(row),
-        "none" if content.truth is None else content.truth.mark(query, row),
-        metrics.rank_of(content.last[query], row),
+        "none" if run.photos.truth is None else run.photos.truth.mark(query, row),
+        metrics.rank_of(run.last.ranking.rows[query], row),
         old_rank,
-        _inliers(content, query, old_rank),
+        report.inliers_of(run, query, old_rank),
     )
-
-
-def _inliers(content: ReportContent, query: int, old_rank: int | None) -> int | None:
-    """Those of the prediction that had ``old_rank``, if it was verified."""
-    counts = content.num_inliers
-    if counts is None or old_rank is None or old_rank > counts.shape[1]:
-        return None
-    return int(counts[query, old_rank - 1])
 
 
 def _missed(source: _Source, query: int, shown: list[int]) -> Tile | None:
     """The best-ranked positive (any, where none is ranked), where no positive is shown."""
-    truth, ranking = source.content.truth, source.content.last[query]
+    truth, ranking = source.run.photos.truth, source.run.last.ranking.rows[query]
     if truth is None or len(truth.positives[query]) == 0:
         return None
     positives = truth.positives[query]
@@ -150,74 +159,49 @@ def _missed(source: _Source, query: int, shown: list[int]) -> Tile | None:
     return None if best in shown else _tile(source, query, best)
 
 
-def _notes(content: ReportContent, found: Outcomes | None, query: int) -> list[str]:
+def _notes(run: Evaluation, found: Outcomes | None, query: int) -> list[str]:
     """Sentences on a query: where its first positive ranks, and what is missing."""
     notes = []
-    if content.truth is not None and found is not None:
-        if len(content.truth.positives[query]) == 0:
-            counted = "a miss" if content.protocol_name == "R" else "nothing in the figures"
-            notes.append(f"no positives in the database: counts as {counted}")
+    if run.photos.truth is not None and found is not None:
+        if len(run.photos.truth.positives[query]) == 0:
+            counted = "counts as a miss" if run.photos.protocol == "R" else "not in the figures"
+            notes.append(f"no positives in the database: {counted}")
         else:
-            notes.append(_first_positive(content, found, query))
-    if (content.last[query] < 0).all():
+            depth = run.last.ranking.rows.shape[1]
+            ranks = [found.before[query], found.after[query]][-len(run.rankings) :]
+            said = [f"beyond {depth}" if np.isinf(rank) else f"{rank:.0f}" for rank in ranks]
+            notes.append(f"first positive: rank {' → '.join(said)}")
+    if (run.last.ranking.rows[query] < 0).all():
         notes.append("no predictions: the photo was skipped, as it could not be decoded")
     return notes
 
 
-def _first_positive(content: ReportContent, found: Outcomes, query: int) -> str:
-    depth = content.last.shape[1]
+def _pictures(run: Evaluation, query: int, first: int | None) -> list[Picture]:
+    """The query's attention, and its matches with ``first``, where features and photos are."""
+    drawn: list[Picture] = []
+    if run.features is None:
+        return drawn
+    with contextlib.suppress(ImageError):
+        photo = pictures.panel(run.photos.queries[query])
+        features = run.features.queries[query]
+        drawn.append(_attention(photo, features))
+        if first is not None and run.verified is not None:
+            other = pictures.panel(run.photos.database[first])
+            pair = match(features, run.features.database[first], run.verified.config.geometry)
+            matches = data_uri(pictures.matches(photo, other, pair))
+            words = pictures.matches_in_words(pair, run.verified.config.verify)
+            colours = "; inliers blue, the others orange" if len(pair.matches) else ""
+            sides = "Matches of the query (left) with its first prediction (right)"
+            drawn.append(Picture("matches", matches, f"{sides}: {words}{colours}"))
+    return drawn
 
-    def said(rank: float) -> str:
-        return f"beyond {depth}" if np.isinf(rank) else f"{rank:.0f}"
 
-    before, after = said(found.before[query]), said(found.after[query])
-    if len(content.rankings) == 1:
-        return f"first positive: rank {after}"
-    return f"first positive: rank {before} → {after}"
-
-
-def _pictures(content: ReportContent, query: int) -> list[Picture]:
-    """Attention of the query, and its matches with the first prediction, where features are."""
-    photo = pictures.panel(content.photos.queries[query])
-    if content.local is None or photo is None:
-        return []
-    features = content.local.queries(query)
-    ringed = min(RINGED, len(features))
+def _attention(photo: np.ndarray, features: LocalFeatures) -> Picture:
+    best = features.strongest(RINGED)
     caption = (
-        f"Attention: the scores of {len(features)} local features of the query, "
-        f"the {ringed} strongest ringed"
+        f"Attention: the scores of the query's {len(features)} local features, dark where low, "
+        f"bright where high; the {len(best)} strongest are ringed"
     )
     if len(features) == 0:
         caption = "Attention: this photo has no local features"
-    drawn = pictures.data_uri(pictures.attention(photo, features, RINGED))
-    return [Picture("attention", drawn, caption), *_matches(content, query, photo)]
-
-
-def _matches(content: ReportContent, query: int, photo: np.ndarray) -> list[Picture]:
-    ranked = content.last[query][content.last[query] >= 0]
-    if content.local is None or content.rerank is None or len(ranked) == 0:
-        return []
-    first = int(ranked[0])
-    other = pictures.panel(content.photos.database[first])
-    if other is None:
-        return []
-    ours, theirs, pairs, verification = match_pair(
-        content.local.queries(query), content.local.database(first), content.rerank.geometry
-    )
-    inliers = verification.inliers
-    drawn = pictures.matches(
-        photo,
-        other,
-        scaled(ours.keypoints[pairs[:, 0]], ours.image_size, photo),
-        scaled(theirs.keypoints[pairs[:, 1]], theirs.image_size, other),
-        inliers,
-    )
-    verify = content.rerank.verify
-    caption = (
-        f"Matches of the query (left) with its first prediction: {int(inliers.sum())} inliers "
-        f"(blue) of {len(pairs)} matches (the others vermilion); {verify.model}, "
-        f"{verify.residual_px:g} px"
-    )
-    if len(pairs) == 0:
-        caption = "Matches of the query (left) with its first prediction: there are none"
-    return [Picture("matches", pictures.data_uri(drawn), caption)]
+    return Picture("attention", data_uri(pictures.attention(photo, features, best)), caption)

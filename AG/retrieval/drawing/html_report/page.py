@@ -6,20 +6,22 @@ is said in templates/ (report.html.jinja, with the CSS and the script that it ta
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from retrieval.drawing import figures
+from retrieval import report
+from retrieval.drawing import palette
 from retrieval.drawing.html_report import charts, gallery
-from retrieval.drawing.html_report.content import Outcomes, ReportContent, outcomes
+from retrieval.drawing.html_report.outcomes import Outcomes, outcomes
+from retrieval.evaluation import Evaluation
 from retrieval.files import write_atomically
 
 _TEMPLATES = Path(__file__).parent / "templates"
 # Of the protocol, what is shown without unfolding it.
-_STAMP = ("weights", "weights_sha256", "dataset", "photos_fingerprint", "seed", "commit")
+_STAMP = ("weights", "weights_sha256", "fingerprint", "seed", "commit")
 _HASH, _TEXT = 12, 48  # characters of a hash and of other entries
 
 
@@ -31,58 +33,49 @@ class Cell:
     best: bool
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A bar of the times: ``share`` is the bar's length in percent of the longest."""
-
-    name: str
-    seconds: float
-    share: float
-
-
-def write_report(path: Path, content: ReportContent, most_queries: int) -> None:
+def write_report(path: Path, run: Evaluation, most_queries: int) -> None:
     """Write the report to ``path``, whole or not at all, with at most ``most_queries`` queries."""
-    page = render(content, most_queries)
+    page = render(run, most_queries)
     # File names may hold bytes that are no UTF-8, which Python keeps as lone surrogates.
     write_atomically(path, page.encode("utf-8", "replace"))
 
 
-def render(content: ReportContent, most_queries: int) -> str:
+def render(run: Evaluation, most_queries: int) -> str:
     """The report's HTML."""
-    found = outcomes(content)
-    chosen = gallery.choose(found, len(content.photos.queries), most_queries)
-    cards = gallery.cards(content, found, chosen)
-    return (
-        _environment()
-        .get_template("report.html.jinja")
-        .render(
-            content=content,
-            num_queries=len(content.photos.queries),
-            num_database=len(content.photos.database),
-            columns=columns(content.figures),
-            table=table(content.figures),
-            stamp=stamp(content.protocol),
-            charts=charts.charts(content),
-            stages=stages(content.seconds),
-            map=charts.place_map(content, found),
-            counts=None if found is None else counts(found),
-            cards=cards,
-            shown={card.query for card in cards},
-            selection=selection(content, found, cards),
-            without_pictures=without_pictures(content),
-            colours={"right": figures.RIGHT, "wrong": figures.WRONG, "neutral": figures.NEUTRAL},
-        )
+    found = outcomes(run)
+    chosen = gallery.choose(found, len(run.photos.queries), most_queries)
+    cards = gallery.cards(run, found, chosen)
+    protocol = protocol_as_told(run)
+    return template("report.html.jinja").render(
+        run=run,
+        num_queries=len(run.photos.queries),
+        num_database=len(run.photos.database),
+        columns=columns(run.figures),
+        table=table(run.figures),
+        protocol=protocol,
+        notes=report.notes(run),
+        stamp=stamp(protocol),
+        charts=charts.charts(run),
+        map=charts.place_map(run, found),
+        counts=None if found is None else counts(found),
+        cards=cards,
+        shown={card.query for card in cards},
+        selection=selection(run, found, cards),
+        without_pictures=without_pictures(run),
+        palette=palette,
     )
 
 
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
+def template(name: str) -> jinja2.Template:
+    """A template of this folder; it refuses what it is not given, and escapes what it is."""
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    return environment.get_template(name)
 
 
 def columns(figures: Mapping[str, Mapping[str, float]]) -> list[str]:
@@ -92,20 +85,24 @@ def columns(figures: Mapping[str, Mapping[str, float]]) -> list[str]:
 
 def table(figures: Mapping[str, Mapping[str, float]]) -> dict[str, list[Cell]]:
     """For each step the cells of the table; the best of a column stand out where steps differ."""
-    names = columns(figures)
-    texts = {step: [_percent(of.get(name)) for name in names] for step, of in figures.items()}
     rows: dict[str, list[Cell]] = {step: [] for step in figures}
-    for column in range(len(names)):
-        shown = {step: texts[step][column] for step in figures}
-        best = max((text for text in shown.values() if text != "–"), key=float, default=None)
-        differ = len(set(shown.values())) > 1
-        for step, text in shown.items():
-            rows[step].append(Cell(text, differ and text == best))
+    for name in columns(figures):
+        texts = [_percent(of.get(name)) for of in figures.values()]
+        numbers = [text for text in texts if text != "–"] if len(set(texts)) > 1 else []
+        best = max(numbers, key=float, default=None)
+        for row, text in zip(rows.values(), texts, strict=True):
+            row.append(Cell(text, text == best))
     return rows
 
 
 def _percent(value: float | None) -> str:
     return "–" if value is None or math.isnan(value) else f"{value:.1f}"
+
+
+def protocol_as_told(run: Evaluation) -> dict[str, Any]:
+    """The protocol as plain values, the method's settings first, with the command."""
+    told = asdict(run.protocol)
+    return {**told.pop("settings"), **told, "command": run.command}
 
 
 def stamp(protocol: Mapping[str, Any]) -> dict[str, str]:
@@ -120,29 +117,18 @@ def stamp(protocol: Mapping[str, Any]) -> dict[str, str]:
     return short
 
 
-def stages(seconds: Mapping[str, float]) -> list[Stage]:
-    """The stages as bars, in their order."""
-    longest = max([*seconds.values(), 1e-9])
-    return [Stage(name, spent, 100 * spent / longest) for name, spent in seconds.items()]
-
-
 def counts(found: Outcomes) -> dict[str, int]:
     """How many of all queries, shown or not, are right, wrong, helped and hurt."""
-    return {
-        "right": int(found.right.sum()),
-        "wrong": int(found.wrong.sum()),
-        "helped": int(found.helped.sum()),
-        "hurt": int(found.hurt.sum()),
-    }
+    return {name: int(getattr(found, name).sum()) for name in ("right", "wrong", "helped", "hurt")}
 
 
-def selection(content: ReportContent, found: Outcomes | None, cards: Sequence[gallery.Card]) -> str:
+def selection(run: Evaluation, found: Outcomes | None, cards: Sequence[gallery.Card]) -> str:
     """Which queries the gallery shows, in words."""
-    total = len(content.photos.queries)
+    total = len(run.photos.queries)
     if not cards:
         return f"0 of {total} queries shown: no gallery was asked for (--report_queries 0)"
     if found is None:
-        return f"{len(cards)} of {total} queries shown, in their order: no labels tell right ones"
+        return f"{len(cards)} of {total} queries shown, in their order, as there are no labels"
     every = counts(found)
     parts = [
         f"{sum(card.outcome == outcome for card in cards)} of {every[outcome]} {outcome}"
@@ -151,10 +137,10 @@ def selection(content: ReportContent, found: Outcomes | None, cards: Sequence[ga
     return f"{len(cards)} of {total} queries shown, wrong ones first: {', '.join(parts)}"
 
 
-def without_pictures(content: ReportContent) -> str:
+def without_pictures(run: Evaluation) -> str:
     """Why there are no pictures of attention or matches; nothing where there are."""
-    if content.local is None:
+    if run.features is None:
         return "No pictures of attention and matches: this run has no local features (--no_rerank)."
-    if content.rerank is None:
+    if run.verified is None:
         return "No pictures of matches: this run verified none (--no-ransac)."
     return ""

@@ -54,11 +54,11 @@ viewer.addEventListener("click", (event) => {
 });
 viewer.addEventListener("close", () => opened.focus());
 
-// The map: closer, farther, moved. The view box changes; marks keep their size on the screen.
+// The map: zoomed and dragged. The view box, in metres, changes; marks keep their size on the screen.
 const sheet = document.querySelector(".sheet");
-if (sheet) setUpMap(sheet, sheet.querySelector("svg"), Number(sheet.dataset.metres));
+if (sheet) setUpMap(sheet, sheet.querySelector("svg"));
 
-function setUpMap(sheet, svg, metresPerUnit) {
+function setUpMap(sheet, svg) {
   const bar = document.querySelector(".scale");
   const whole = svg.viewBox.baseVal;
   const [width, height] = [whole.width, whole.height];
@@ -71,10 +71,10 @@ function setUpMap(sheet, svg, metresPerUnit) {
     const unit = width / zoom / sheet.clientWidth;
     sheet.style.setProperty("--unit", unit);
     sheet.classList.toggle("closer", zoom > 1);
-    const most = (sheet.clientWidth / 4) * metresPerUnit * unit;
+    const most = (sheet.clientWidth / 4) * unit;
     const power = 10 ** Math.floor(Math.log10(most));
     const metres = [5, 2, 1].find((step) => step * power <= most) * power;
-    bar.style.width = `${metres / metresPerUnit / unit}px`;
+    bar.style.width = `${metres / unit}px`;
     const text = metres >= 1000 ? `${metres / 1000} km` : `${Number(metres.toPrecision(3))} m`;
     bar.nextElementSibling.textContent = text;
   }

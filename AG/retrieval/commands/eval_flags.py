@@ -1,0 +1,96 @@
+"""The flags of eval.py."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from retrieval.commands import shared_flags as shared
+from retrieval.commands.flags import Asked, Parser
+from retrieval.configs.describe import DelgConfig
+from retrieval.configs.judge import EvaluationConfig
+from retrieval.configs.rank import RerankConfig
+from retrieval.configs.rerank_file import read_rerank
+from retrieval.configs.setting import setting
+from retrieval.errors import InputError
+
+if TYPE_CHECKING:
+    from retrieval.networks.weights import PartsReport
+
+
+@dataclass(frozen=True)
+class EvaluationOptions(
+    shared.PhotoSetFlags,
+    shared.NetworkFlags,
+    shared.ResizeFlags,
+    shared.NoRerankFlags,
+    shared.ReportFlags,
+    shared.PlaceRunFlags,
+    group="Data",
+):
+    """All that eval.py is asked for.
+
+    rerank_config: the file that had a say in the re-ranking; None with --no_rerank.
+    """
+
+    local_features: Path | None = setting(
+        None,
+        "re-rank by these stored local features (of SIFT, DELF, …), not by the network's own",
+        "STORE",
+        group="Local features",
+    )
+    rerank_config: Path | None = setting(
+        None,
+        "re-rank as this file of tune.py says. Flags win over its settings, but where it says "
+        "rerank = false there is no re-ranking",
+        "FILE",
+        group="Re-ranking",
+    )
+    save_descriptors: bool = setting(
+        False, "write the global descriptors as .npy too", group="Results"
+    )
+    judged: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+def check_weights_suffice(
+    weights: str, network: DelgConfig, loaded: "PartsReport", *, with_local: bool
+) -> None:
+    """InputError where a part that is used would be random without being asked for."""
+    if weights == "none":
+        return
+    remedies = {}
+    if network.head != "gem":  # GeM alone has one weight, its power, 3 where nothing was trained
+        remedies["global_head"] = "--head gem needs none"
+    if with_local:
+        remedies["attention"] = "use --attention norm, or --no_rerank"
+        remedies["autoencoder"] = "leave out --reduction, or use --no_rerank"
+    needed = [f"{part} ({remedies[part]})" for part in loaded.missing if part in remedies]
+    if needed:
+        raise InputError(f"{weights} has no weights for {'; '.join(needed)}")
+
+
+def read_evaluation(description: str | None, argv: Sequence[str] | None) -> EvaluationOptions:
+    """Read the command line of eval.py; InputError for flags that contradict each other."""
+    parser = Parser(description)
+    parser.add(EvaluationOptions, but=("train_set_folder", "val_set_folder"))
+    parser.add(DelgConfig, but=("train_all_layers",))
+    asked = parser.read(argv)
+    judged = asked.config(
+        EvaluationConfig, extract=shared.read_extraction(asked), rerank=_reranking(asked)
+    )
+    options = asked.config(
+        EvaluationOptions,
+        weights=shared.read_weights(asked),
+        written=asked.given(DelgConfig),
+        rerank_config=None if asked.get("no_rerank") else asked.get("rerank_config"),
+        judged=judged,
+    )
+    _ = options.source  # says at once what is missing
+    return options
+
+
+def _reranking(asked: Asked) -> RerankConfig | None:
+    """What the flags say, over what the file says; either may say that there is to be none."""
+    file = asked.get("rerank_config")
+    base = RerankConfig() if file is None else read_rerank(file)
+    return None if base is None or asked.get("no_rerank") else asked.fill(base)

@@ -1,0 +1,122 @@
+"""Evaluations of one photo set side by side: figures, paired differences, who wins which query."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from retrieval import evaluation
+from retrieval.errors import InputError
+from retrieval.evaluation import Comparison, Evaluation, Step
+
+# Of revisited sets, the figures that fit a line.
+_REVISITED = ("mAP E", "mAP M", "mAP H", "mP@1 M", "mP@5 M", "mP@10 M")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a comparison: a step of a run, against the first row and against the one above.
+
+    Both are None in the first row, and without labels.
+    """
+
+    name: str
+    run: Evaluation
+    step: Step
+    to_first: Comparison | None
+    to_above: Comparison | None
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A query whose figure (R@1 or AP, in percent) two rows do not agree on."""
+
+    query: int
+    name: str
+    before: float
+    after: float
+
+
+def side_by_side(runs: Sequence[tuple[str, Evaluation, Step]], level: float = 0.95) -> list[Row]:
+    """Rows of (name, run, step of it). InputError where the runs are not of the same photos."""
+    rows: list[Row] = []
+    for name, run, step in runs:
+        first = rows[0].run if rows else run
+        if run.protocol.fingerprint != first.protocol.fingerprint:
+            raise InputError(
+                f"{run.place} is of other photos ({run.photos.folder}) than {first.place} "
+                f"({first.photos.folder}), or of other positives: nothing to compare"
+            )
+        differences: list[Comparison | None] = [None, None]
+        if rows and run.photos.truth is not None:
+            differences = [
+                evaluation.compare(run.photos.truth, run.metric, other.step, step, level)
+                for other in (rows[0], rows[-1])
+            ]
+        rows.append(Row(name, run, step, *differences))
+    return rows
+
+
+def winners_and_losers(row: Row, against: Row) -> list[Moved]:
+    """The queries whose figure differs, the largest gain first, the largest loss last."""
+    before, after = against.step.per_query, row.step.per_query
+    change = np.nan_to_num(after - before)
+    order = np.argsort(-change, kind="stable")
+    photos = row.run.photos.query_photos
+    return [
+        Moved(query, photos[query].shown, before[query], after[query])
+        for query in order.tolist()
+        if change[query]
+    ]
+
+
+def header(rows: Sequence[Row]) -> list[str]:
+    """The names of the columns: figures, the two differences, the row's name."""
+    return [*_figures(rows[0]), "to first", "to row above", "settings"]
+
+
+def cells(row: Row) -> list[str]:
+    """A row as texts, in the order of `header`."""
+    figures = [f"{row.step.figures.get(name, np.nan):.2f}" for name in _figures(row)]
+    return [*figures, _in_words(row.to_first), _in_words(row.to_above), row.name]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A Markdown table."""
+    names = header(rows)
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    for row in rows:
+        *rest, name = cells(row)
+        lines.append(f"| {' | '.join([*rest, f'`{name}`'])} |")
+    return "\n".join(lines)
+
+
+def as_json(rows: Sequence[Row]) -> dict[str, Any]:
+    """The table with each query's figure and each row's protocol, as plain values."""
+    return {
+        "metric": rows[0].run.metric,
+        "rows": [
+            {
+                "settings": row.name,
+                "figures": dict(row.step.figures),
+                "per_query": row.step.per_query.tolist(),
+                "to_first": _in_words(row.to_first),
+                "to_row_above": _in_words(row.to_above),
+                "protocol": row.run.protocol.settings,
+            }
+            for row in rows
+        ],
+    }
+
+
+def _figures(row: Row) -> list[str]:
+    if row.run.photos.protocol == "M":
+        return [name for name in _REVISITED if name in row.step.figures]
+    return list(row.step.figures)
+
+
+def _in_words(difference: Comparison | None) -> str:
+    if difference is None:
+        return ""
+    return f"{difference.difference:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}]"

@@ -1,0 +1,59 @@
+import csv
+import sys
+
+import pytest
+
+from retrieval.errors import InputError
+from retrieval.training.run_folder import LossLog, RunFolder
+
+
+def test_an_unfinished_run_of_the_same_settings_is_found_again(tmp_path):
+    first = RunFolder.open(tmp_path, {"lr": 1e-5, "folders": ["a"]})
+    first.close()
+    other = RunFolder.open(tmp_path, {"lr": 1e-4, "folders": ["a"]})
+    other.close()
+    again = RunFolder.open(tmp_path, {"lr": 1e-5, "folders": ["a"]})
+    again.close()
+    assert again.path == first.path != other.path
+    again.finish()
+    new = RunFolder.open(tmp_path, {"lr": 1e-5, "folders": ["a"]})
+    new.close()
+    assert new.path not in (first.path, other.path)
+
+
+def test_a_run_at_work_is_left_alone(tmp_path):
+    first = RunFolder.open(tmp_path, {"lr": 1})
+    second = RunFolder.open(tmp_path, {"lr": 1})
+    assert first.path != second.path
+    first.close()
+    second.close()
+
+
+def test_losses_after_the_checkpoint_are_dropped_on_resumption(tmp_path):
+    log = LossLog(tmp_path, 0, 0)
+    for step in range(5):
+        log.add(0, step, {"total": float(step)})
+    log.flush()
+    log.close()
+    log = LossLog(tmp_path, 0, 3)
+    log.add(0, 3, {"total": 30.0})
+    log.close()
+    with (tmp_path / "losses.csv").open() as file:
+        rows = [(row["step"], float(row["total"])) for row in csv.DictReader(file)]
+    assert rows == [("0", 0.0), ("1", 1.0), ("2", 2.0), ("3", 30.0)]
+
+
+def test_a_folder_keeps_the_command_lines_that_trained_in_it(tmp_path, monkeypatch):
+    for more in ([], ["--name", "a b"]):
+        monkeypatch.setattr(sys, "orig_argv", ["/bin/python", "AG/train.py", *more])
+        RunFolder.open(tmp_path, {"lr": 1}).close()
+    (folder,) = tmp_path.iterdir()
+    lines = "python3 AG/train.py\npython3 AG/train.py --name 'a b'\n"
+    assert (folder / "command.txt").read_text() == lines
+
+
+def test_a_named_folder_at_work_is_an_error(tmp_path):
+    busy = RunFolder.at(tmp_path, {"folder": tmp_path})
+    with pytest.raises(InputError, match="another process is training there"):
+        RunFolder.at(tmp_path, {})
+    busy.close()
