@@ -50,7 +50,7 @@ def open_step(word: str) -> tuple[str, Evaluation, Step]:
     folder, _, name = word.rpartition(":")
     if not folder or Path(word).is_dir():
         folder, name = word, ""
-    run = Evaluation.open(folder)
+    run = Evaluation.open(folder, with_features=False)
     step = run.step(name) if name else run.last
     if step is None:
         known = ", ".join(each.name for each in run.steps)

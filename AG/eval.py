@@ -25,7 +25,7 @@ from retrieval.data.images import check_headers
 from retrieval.data.photo_sets import open_set
 from retrieval.drawing import looks
 from retrieval.drawing.html_report.page import write_report
-from retrieval.feature_folders import find_store
+from retrieval.feature_folders import find_store, stored_features
 from retrieval.networks.create import create
 
 log = logging.getLogger("eval")
@@ -36,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     asked = eval_flags.read_evaluation(__doc__, argv)
     photos = open_set(asked.source)
     stored = None if asked.local_features is None else find_store(asked.local_features)
+    if stored is not None:
+        stored_features(photos, stored)  # says at once where they are of other photos
     check_headers([*photos.queries, *photos.database])
     torch.manual_seed(asked.judged.seed)  # for --pretrained none
     network, loaded, _ = create(asked.network, asked.weights)
@@ -63,7 +65,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         features=stored,
         resources=asked.resources,
     ).save(run)
-
     log.info("%s", report.table(evaluation))
     report.write_predictions(run / "predictions.csv", evaluation, max(asked.judged.recall_values))
     if asked.save_descriptors:

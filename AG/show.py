@@ -48,8 +48,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         figure = curves.loss_curves(asked.run)
     elif asked.run is not None:
         weights = None if network is None else checkpoint.weights_hash(network.state_dict())
-        run = Evaluation.open(asked.run, weights)
-        if asked.picture in ("recalls", "positives"):
+        of_all = asked.picture in ("recalls", "positives")
+        run = Evaluation.open(asked.run, weights, with_features=not of_all)
+        if of_all:
             figure = of_all_queries(asked.picture, run, asked.count)
         else:
             figure = of_a_query(asked.picture, run, asked.numbers(), asked.count, network)

@@ -152,6 +152,20 @@ def test_features_that_are_gone(run, tmp_path):
     shutil.rmtree(run.features.store.folder)
     with pytest.raises(InputError, match=r"local features .* are gone: run the evaluation again"):
         Evaluation.open(tmp_path / "run")
+    assert Evaluation.open(tmp_path / "run", with_features=False).figures == run.figures
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("per_query", [100.0]), ("figures", {"R@1": "many"}), ("per_query", "all")]
+)
+def test_a_result_that_was_tampered_with(run, tmp_path, key, value):
+    run.save(tmp_path / "run")
+    file = tmp_path / "run" / "result.json"
+    content = json.loads(file.read_text())
+    content["steps"]["global"][key] = value
+    file.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="not what an evaluation writes"):
+        Evaluation.open(tmp_path / "run")
 
 
 def test_photos_that_were_put_together_in_python(run, tmp_path):

@@ -10,12 +10,12 @@ from retrieval.data.photo_sets import open_revisited
 from retrieval.errors import InputError
 from retrieval.feature_folders import (
     check_complete,
-    check_same_photos,
     features_of_set,
     find_store,
     made_from,
     open_features,
     point_to,
+    stored_features,
 )
 from retrieval.features import FeatureStore, LocalFeatures
 
@@ -101,15 +101,19 @@ def test_a_photo_without_features_is_empty_or_an_error(root, photos):
     assert found.database.missing([1]) == ["database/b.jpg"]
     with pytest.raises(InputError, match=r"no features of 3 of 4 photos \(the first is query/q"):
         check_complete(found)
+    stored_features(photos, store)
+    heads = np.array([[1], [-1]])  # database/b.jpg is to be verified, and has no features
+    with pytest.raises(InputError, match=r"no features of 1 of 4 photos .*database/b\.jpg"):
+        stored_features(photos, store, heads)
 
 
 def test_features_of_other_photos_are_refused(root, photos, photo):
     store = find_store(root / "one")
-    check_same_photos(photos, store)
+    stored_features(photos, store)
     photo("data/test/one/jpg/a.jpg", (16, 8), seed=5)
     changed = open_revisited(photos.folder.parent)
     with pytest.raises(InputError, match=r"features of other photos \(.*one\), or .* changed"):
-        check_same_photos(changed, store)
+        stored_features(changed, store)
 
 
 def test_missing_ground_truth(root, photos):

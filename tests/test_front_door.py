@@ -94,6 +94,8 @@ def test_a_photo_set_is_evaluated_saved_opened_and_reranked(network, places, tmp
     assert again.verified.num_inliers.shape == (3, 2)
     assert again.verified.config.floor == 1
     assert again.protocol.settings["rerank"]["top_k"] == 2
+    assert rerank(again).verified.config.floor == rerank(opened, top_k=2).verified.config.floor
+    assert again.command == ""
     with pytest.raises(InputError, match=r"top_k 200: .*first 100 predictions"):
         rerank(opened, top_k=200)
 

@@ -101,6 +101,7 @@ def test_the_chain_finds_the_walls(features, tmp_path, caplog):
     form = r">> walls: mAP E: [\d.]+, M: [\d.]+, H: [\d.]+"
     assert sum(bool(re.fullmatch(form, line)) for line in lines) == 3
     assert any(line.startswith(">> walls: mP@k[1, 5, 10] E: [") for line in lines)
+    assert result.seconds.keys() == {"tree", "index", "search", "verification", "expansion"}
     assert (tmp_path / "command.txt").is_file()
     assert "# voctree" in (tmp_path / "info.log").read_text()
     page = (tmp_path / "walls" / "report.html").read_text()

@@ -63,7 +63,7 @@ def main(
         log.info(">> Weights: %s", loaded)
         trainer = Trainer(course, world, folder, LoopConfig(tune.seed, tune.precision))
         own, begin = asked.folder / run_folder.LAST_CHECKPOINT, time.perf_counter()
-        with trainer.going_on_from(asked.resume_train or (own if own.exists() else None)):
+        with trainer.going_on_from(own if own.exists() else asked.resume_train):
             for epoch in trainer.epochs(tune.epochs):
                 test_between_epochs()
                 if course.tuples is None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from retrieval import metrics
+from retrieval.configs.judge import RECALL_VALUES
 from retrieval.configs.rank import MatchConfig, RerankConfig, VerifyConfig
 from retrieval.data.photo_sets import PhotoSet, open_set
 from retrieval.data.positives import Positives
@@ -30,7 +31,7 @@ from retrieval.saved_run import (
     RESULT,
     VERSION,
     check_unchanged,
-    open_features,
+    features_of_run,
     read_arrays,
     read_result,
 )
@@ -106,7 +107,7 @@ class Evaluation:
     features: the local features of its photos, or None.
     skipped:  names of photos that could not be decoded.
     notes:    sentences on what stands out.
-    command:  the command line that made it; empty in Python.
+    command:  the command line that made it; empty where it was made in a notebook.
     folder:   where it lies; None while it is not saved.
     """
 
@@ -130,6 +131,12 @@ class Evaluation:
             if len(step.ranking.rows) != count:
                 shape = step.ranking.rows.shape
                 raise ValueError(f"{step.name}: expected a ranking of {count} queries, not {shape}")
+            if len(step.per_query) != (count if step.figures else 0):
+                raise ValueError(
+                    f"{step.name}: figures of {len(step.per_query)} of {count} queries"
+                )
+        if self.verified is not None and len(self.verified.num_inliers) != count:
+            raise ValueError(f"expected inliers of {count} queries")
 
     @property
     def first(self) -> Step:
@@ -206,18 +213,21 @@ class Evaluation:
         return saved
 
     @classmethod
-    def open(cls, folder: Path | str, weights: str | None = None) -> "Evaluation":
+    def open(
+        cls, folder: Path | str, weights: str | None = None, *, with_features: bool = True
+    ) -> "Evaluation":
         """The evaluation in a run folder.
 
-        weights: a `checkpoint.weights_hash` that it must be of. Raises InputError where the folder
+        weights: a `checkpoint.weights_hash` that it must be of. with_features: False where its
+        local features are not needed, and may be gone. Raises InputError where the folder
         is no such run, its photos or features are no longer there or have changed, or it is of
         other weights.
         """
-        return _open(Path(folder), weights)
+        return _open(Path(folder), weights, with_features)
 
 
 def score(
-    name: str, ranking: Ranking, photos: PhotoSet, recall_values: Sequence[int] = (1, 5, 10, 20)
+    name: str, ranking: Ranking, photos: PhotoSet, recall_values: Sequence[int] = RECALL_VALUES
 ) -> Step:
     """A step of an evaluation: a ranking with its figures."""
     truth, rows = photos.ground_truth, ranking.rows
@@ -296,7 +306,7 @@ def _plain(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _open(folder: Path, weights: str | None) -> Evaluation:
+def _open(folder: Path, weights: str | None, with_features: bool) -> Evaluation:
     content = read_result(folder)
     if content.get("photos", 0) is None:
         raise InputError(
@@ -311,17 +321,16 @@ def _open(folder: Path, weights: str | None) -> Evaluation:
             Step(
                 name,
                 Ranking(arrays[name], arrays[f"{name} similarity"]),
-                {key: np.nan if v is None else v for key, v in told["figures"].items()},
+                {key: np.nan if v is None else float(v) for key, v in told["figures"].items()},
                 np.array(told["per_query"], np.float64),
             )
             for name, told in content["steps"].items()
         )
         verified = _verified(content["verified"], arrays.get("inliers"))
         features = None
-        if content["features"] is not None:
-            depth = 0 if verified is None else verified.num_inliers.shape[1]
-            heads = steps[0].ranking.rows[:, :depth]
-            features = open_features(folder, Path(content["features"]), photos, heads)
+        if with_features and content["features"] is not None:
+            heads = steps[0].ranking.rows[:, : 0 if verified is None else verified.config.top_k]
+            features = features_of_run(folder, Path(content["features"]), photos, heads)
         return Evaluation(
             title=content["title"],
             photos=photos,
@@ -335,7 +344,9 @@ def _open(folder: Path, weights: str | None) -> Evaluation:
             command=content["command"],
             folder=folder,
         )
-    except (LookupError, TypeError, AttributeError) as error:
+    except InputError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise InputError(
             f"{folder / RESULT}: not what an evaluation writes ({type(error).__name__}: {error}): "
             f"{REMEDY}"

@@ -18,7 +18,7 @@ import numpy as np
 from retrieval.configs.judge import PositivesConfig, Source
 from retrieval.data.photo_sets import PhotoSet, open_set
 from retrieval.errors import InputError
-from retrieval.features import FeatureStore, LocalFeatures, MadeBy
+from retrieval.features import MANIFEST, FeatureStore, LocalFeatures, MadeBy
 from retrieval.files import write_atomically
 
 _POINTER = "store.json"
@@ -110,11 +110,12 @@ def find_store(folder: Path) -> FeatureStore:
     """
     pointer = folder / _POINTER
     if not pointer.is_file():
-        if list(folder.glob("manifest.json")):
+        if (folder / MANIFEST).is_file():
             return FeatureStore(folder)
-        there = "; there are " + ", ".join(sorted(p.name for p in _folders(folder)))
-        there = there if _folders(folder) else ""
-        raise InputError(f"{folder} holds no local features (no {_POINTER}, no store){there}")
+        there = _listed([each.name for each in _folders(folder)])
+        raise InputError(
+            f"{folder} holds no local features (no {_POINTER} or store); there {there}"
+        )
     try:
         name = str(json.loads(pointer.read_bytes())["store"])
     except (OSError, ValueError, LookupError, TypeError) as error:
@@ -132,7 +133,7 @@ def open_features(root: Path, dataset: str | None = None) -> tuple[PhotoSet, Set
     """The photo set ``dataset`` with its features below ``root``; None: those that root itself has.
 
     The photos may have gone since. Raises InputError, listing what is there, where features or
-    ground truth are missing, or the set has changed since.
+    ground truth are missing.
     """
     if dataset is not None and not (root / dataset).is_dir():
         raise _no_features(root, dataset)
@@ -150,32 +151,50 @@ def open_features(root: Path, dataset: str | None = None) -> tuple[PhotoSet, Set
 
 def sets_of(root: Path, names: Sequence[str]) -> list[str | None]:
     """The sets of ``names`` below ``root``; [None] where ``root`` is itself a set or a store."""
-    is_one = any((root / file).is_file() for file in (_POINTER, "manifest.json"))
+    is_one = any((root / file).is_file() for file in (_POINTER, MANIFEST))
     return [None] if is_one else list(names)
 
 
 def check_complete(features: SetFeatures) -> None:
     """InputError where the store lacks features of a photo of the set."""
-    names = [*features.queries.names, *features.database.names]
-    store = features.store
-    missing = [name for name in names if name not in store]
+    every = [part.missing(range(len(part))) for part in (features.queries, features.database)]
+    _refuse_missing(features, every[0] + every[1])
+
+
+def missing_of(features: SetFeatures, heads: np.ndarray) -> list[str]:
+    """The photos in the ``heads`` (Q, k) of a ranking, queries too, without features; -1: none."""
+    queries = features.queries.missing(np.flatnonzero((heads >= 0).any(axis=1)))
+    return queries + features.database.missing(np.unique(heads[heads >= 0]))
+
+
+def _refuse_missing(features: SetFeatures, missing: Sequence[str]) -> None:
     if missing:
+        count = len(features.queries) + len(features.database)
         raise InputError(
-            f"{store.folder} has no features of {len(missing)} of {len(names)} photos (the first "
-            f"is {missing[0]}); run the same extraction again (eval.py: with --all_local_features)"
+            f"{features.store.folder} has no features of {len(missing)} of {count} photos (the "
+            f"first is {missing[0]}); run the same extraction again (eval.py: with "
+            "--all_local_features)"
         )
 
 
-def check_same_photos(photos: PhotoSet, store: FeatureStore) -> None:
-    """InputError unless ``store`` holds features of exactly these photos."""
+def stored_features(
+    photos: PhotoSet, store: FeatureStore, heads: np.ndarray | None = None
+) -> SetFeatures:
+    """The features in ``store``, with which the ``heads`` (Q, k) of a ranking can be verified.
+
+    Raises InputError where it is of other photos, or lacks features of some of them.
+    """
     told, own = store.made_by.photos, photos.fingerprint()
     if told.get("fingerprint") != own:
         source = told.get("source") or {}
         named = source.get("dataset") or source.get("database") or "others"
         raise InputError(
-            f"--local_features {store.folder}: features of other photos ({named}), or of photos, "
-            f"boxes or positives that have changed since; extract those of {photos.folder}"
+            f"{store.folder} has features of other photos ({named}), or of photos, boxes or "
+            f"positives that have changed since; extract those of {photos.folder}"
         )
+    features = features_of_set(photos, store)
+    _refuse_missing(features, [] if heads is None else missing_of(features, heads))
+    return features
 
 
 def _no_features(root: Path, dataset: str) -> InputError:

@@ -71,7 +71,7 @@ _STORED = {
     "orientations": np.float32,
 }
 
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
 
 # Shards kept open at a time, well below the usual limit of 1024 files.
 _MOST_OPEN = 256
@@ -119,7 +119,7 @@ class FeatureStore:
         manifest, and a shard that is missing or cut short.
         """
         self.folder = folder
-        self.made_by = _read_made_by(folder / _MANIFEST)
+        self.made_by = _read_made_by(folder / MANIFEST)
         self._lock = threading.Lock()
         self._open_shards: dict[Path, Any] = {}
         self._places: dict[str, _Place] = {}
@@ -135,7 +135,7 @@ class FeatureStore:
         """
         text = json.dumps({"format": FORMAT, **asdict(made_by)}, indent=1, sort_keys=True)
         store = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
-        manifest = store / _MANIFEST
+        manifest = store / MANIFEST
         if not manifest.exists():
             write_atomically(manifest, text)
         elif manifest.read_bytes() != text.encode():
@@ -164,9 +164,11 @@ class FeatureStore:
         try:
             shard = self._open_shard(place.shard)
             fields = {n: _rows(shard, n, place) for n in _STORED.keys() & shard.keys()}
-        except (OSError, safetensors.SafetensorError) as error:
+            return LocalFeatures(**fields, image_size=place.image_size)
+        except (OSError, ValueError, TypeError, OverflowError) as error:
             raise _damaged(place.shard, str(error)) from error
-        return LocalFeatures(**fields, image_size=place.image_size)
+        except safetensors.SafetensorError as error:
+            raise _damaged(place.shard, str(error)) from error
 
     def writer(self, images_per_shard: int = 128) -> "FeatureWriter":
         """A writer whose images join this store when a shard is full, flushed or the block ends."""
@@ -287,7 +289,7 @@ def _read_made_by(manifest: Path) -> MadeBy:
         version = content.pop("format")
         made_by = MadeBy(**content) if version == FORMAT else None
     except FileNotFoundError:
-        raise InputError(f"{manifest.parent} is no feature store: it has no {_MANIFEST}") from None
+        raise InputError(f"{manifest.parent} is no feature store: it has no {MANIFEST}") from None
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(
             f"{manifest} is damaged ({error}); delete the folder {manifest.parent}"

@@ -9,7 +9,7 @@ import numpy as np
 
 from retrieval import checkpoint, evaluation, extraction, protocol, reranking, search
 from retrieval.configs.describe import ExtractConfig, PcaConfig
-from retrieval.configs.judge import EvaluationConfig
+from retrieval.configs.judge import RECALL_VALUES, EvaluationConfig
 from retrieval.configs.rank import RerankConfig
 from retrieval.configs.run import Resources
 from retrieval.data import images
@@ -18,9 +18,9 @@ from retrieval.errors import InputError
 from retrieval.evaluation import Evaluation
 from retrieval.feature_folders import (
     SetFeatures,
-    check_same_photos,
     features_of_set,
     made_from,
+    stored_features,
 )
 from retrieval.features import FeatureStore
 from retrieval.networks.interface import GlobalNetwork, Network
@@ -171,26 +171,26 @@ def evaluate(
     """
     config, resources = config or EvaluationConfig(), resources or Resources()
     described = described or describe_set(network, photos, config.extract, resources)
-    clock = Clock({"global descriptors": described.seconds})
+    clock, recalls = Clock({"global descriptors": described.seconds}), config.recall_values
     rankings = {"global": rank(described, depth_of(photos, config), clock)}
     settings = protocol.network_settings(network, config.extract, weights) | {"seed": config.seed}
     local, verified = None, None
     if config.rerank is not None:
+        head = rankings["global"].rows[:, : config.rerank.top_k]
         if features is None:
-            rows = _rows_to_verify(rankings["global"], photos, config)
+            rows = np.unique(head[head >= 0])
+            rows = np.arange(len(photos.database)) if config.all_local_features else rows
             local = extract_features(network, photos, rows, config, resources, clock)
+            settings["projection"] = {key: str(value) for key, value in asdict(config.pca).items()}
         else:
-            check_same_photos(photos, features)
-            local = features_of_set(photos, features)
+            local = stored_features(photos, features, head)
         found = verify(rankings["global"], local, config.rerank, resources, clock)
         rankings["reranked"], verified = found.ranking, evaluation.verified_by(found, config.rerank)
-        settings |= _settings_told(verified.config, local, config.pca)
+        settings |= {"rerank": asdict(verified.config), "features": asdict(local.store.made_by)}
     return Evaluation(
         title=f"{photos.name} by {getattr(network.config, 'backbone', '')}",
         photos=photos,
-        steps=tuple(
-            evaluation.score(*step, photos, config.recall_values) for step in rankings.items()
-        ),
+        steps=tuple(evaluation.score(*each, photos, recalls) for each in rankings.items()),
         protocol=protocol.protocol_of(photos, settings),
         seconds=clock.seconds,
         verified=verified,
@@ -199,33 +199,15 @@ def evaluate(
     )
 
 
-def _settings_told(
-    config: RerankConfig, features: SetFeatures, projection: PcaConfig
-) -> dict[str, Any]:
-    """What the protocol tells of a re-ranking."""
-    return {
-        "rerank": asdict(config),
-        "features": asdict(features.store.made_by),
-        "projection": {name: str(value) for name, value in asdict(projection).items()},
-    }
-
-
-def _rows_to_verify(ranking: Ranking, photos: PhotoSet, config: EvaluationConfig) -> np.ndarray:
-    """The rows of the database whose local features are needed."""
-    if config.all_local_features or config.rerank is None:
-        return np.arange(len(photos.database))
-    rows = np.unique(ranking.rows[:, : config.rerank.top_k])
-    return rows[rows >= 0]
-
-
 def rerank(run: Evaluation, **settings: Any) -> Evaluation:
     """An evaluation's first ranking re-ranked anew from its stored features; no network is needed.
 
-    settings: fields of `RerankConfig` that differ from how ``run`` was re-ranked. Raises InputError
+    settings: fields of `RerankConfig` that differ from how ``run`` was re-ranked; without a floor
+    among them, it is measured anew. Raises InputError
     where ``run`` has no local features, or ``top_k`` is beyond those that it has.
     """
     verified, features = run.local()
-    config = replace(verified.config, **settings)
+    config = replace(verified.config, **{"floor": None, **settings})
     if config.top_k > verified.config.top_k:
         raise InputError(
             f"top_k {config.top_k}: {run.place} has local features of the first "
@@ -234,7 +216,7 @@ def rerank(run: Evaluation, **settings: Any) -> Evaluation:
     clock = Clock()
     found = verify(run.first.ranking, features, config, Resources(), clock)
     recall_values = [int(name[2:]) for name in run.first.figures if name.startswith("R@")]
-    step = evaluation.score("reranked", found.ranking, run.photos, recall_values or (1, 5, 10, 20))
+    step = evaluation.score("reranked", found.ranking, run.photos, recall_values or RECALL_VALUES)
     verified = evaluation.verified_by(found, config)
     told = {**run.protocol.settings, "rerank": asdict(verified.config)}
     return replace(
@@ -243,5 +225,7 @@ def rerank(run: Evaluation, **settings: Any) -> Evaluation:
         verified=verified,
         protocol=replace(run.protocol, settings=told),
         seconds=clock.seconds,
+        notes=(),
+        command="",
         folder=None,
     )

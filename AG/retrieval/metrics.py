@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from retrieval.configs.judge import RECALL_VALUES
 from retrieval.data.positives import Positives
 
 
@@ -51,7 +52,7 @@ def first_hit_rank(ranking: np.ndarray, positives: Positives) -> np.ndarray:
 
 
 def recall_at_k(
-    ranking: np.ndarray, positives: Positives, ks: Sequence[int] = (1, 5, 10, 20)
+    ranking: np.ndarray, positives: Positives, ks: Sequence[int] = RECALL_VALUES
 ) -> dict[int, float]:
     """Recall@k: percent of all queries with a positive among the first k.
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from retrieval import metrics, reranking
+from retrieval.configs.judge import RECALL_VALUES
 from retrieval.configs.rank import RerankConfig
 from retrieval.data.positives import Positives
 from retrieval.errors import InputError
@@ -54,7 +55,7 @@ class QueryReranking:
 
 
 def rerank_query(
-    run: Evaluation, query: int, config: RerankConfig, recall_values: Sequence[int] = (1, 5, 10, 20)
+    run: Evaluation, query: int, config: RerankConfig, recall_values: Sequence[int] = RECALL_VALUES
 ) -> QueryReranking:
     """Re-rank one query of an evaluation by ``config``, from its stored features.
 

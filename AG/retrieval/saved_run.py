@@ -9,7 +9,7 @@ import numpy as np
 
 from retrieval.data.photo_sets import PhotoSet
 from retrieval.errors import InputError
-from retrieval.feature_folders import SetFeatures, features_of_set
+from retrieval.feature_folders import SetFeatures, features_of_set, missing_of
 from retrieval.features import FeatureStore
 from retrieval.files import read_npz
 from retrieval.protocol import Protocol
@@ -79,15 +79,14 @@ def read_arrays(folder: Path, steps: Sequence[str], photos: PhotoSet) -> dict[st
     return arrays
 
 
-def open_features(
+def features_of_run(
     folder: Path, store_folder: Path, photos: PhotoSet, heads: np.ndarray
 ) -> SetFeatures:
     """The features in a store; InputError where some of the verified ``heads`` (Q, k) are gone."""
     if not store_folder.is_dir():
         raise InputError(f"{folder}: its local features in {store_folder} are gone: {REMEDY}")
     features = features_of_set(photos, FeatureStore(store_folder))
-    read = np.flatnonzero((heads >= 0).any(axis=1))
-    gone = features.queries.missing(read) + features.database.missing(np.unique(heads[read]))
+    gone = missing_of(features, heads)
     if gone:
         raise InputError(
             f"{folder}: local features in {store_folder} are gone (of {len(gone)} photos, such as "

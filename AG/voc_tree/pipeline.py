@@ -164,7 +164,6 @@ class WordSearch:
         """Search by one setting: steps "words", and where asked for "verified" and "expanded"."""
         made_by = self.features.store.made_by
         config = config.suited_to(made_by.extractor)
-        self._clock.seconds = {}
         words, notes = self._ranked(config.tree, config.score)
         rankings, verified = {"words": words}, None
         if config.rerank is not None:
@@ -180,6 +179,7 @@ class WordSearch:
         settings = {"features": asdict(made_by), **asdict(config)}
         if verified is not None:
             settings["rerank"] = asdict(verified.config)
+        seconds, self._clock.seconds = self._clock.seconds, {}
         return Evaluation(
             title=f"{self.photos.name} by visual words of {made_by.extractor} features",
             photos=self.photos,
@@ -187,7 +187,7 @@ class WordSearch:
                 evaluation.score(name, ranking, self.photos) for name, ranking in rankings.items()
             ),
             protocol=protocol_of(self.photos, settings),
-            seconds=dict(self._clock.seconds),
+            seconds=seconds,
             verified=verified,
             features=self.features,
             notes=notes,

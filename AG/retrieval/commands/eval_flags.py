@@ -69,12 +69,20 @@ def check_weights_suffice(
         raise InputError(f"{weights} has no weights for {'; '.join(needed)}")
 
 
+_OF_OWN_FEATURES = (
+    *("pca_photos", "local_scales", "max_features", "min_score", "all_local_features", "no_rerank"),
+)
+
+
 def read_evaluation(description: str | None, argv: Sequence[str] | None) -> EvaluationOptions:
     """Read the command line of eval.py; InputError for flags that contradict each other."""
     parser = Parser(description)
     parser.add(EvaluationOptions, but=("train_set_folder", "val_set_folder"))
     parser.add(DelgConfig, but=("train_all_layers",))
     asked = parser.read(argv)
+    for name in _OF_OWN_FEATURES if asked.get("local_features") else ():
+        if asked.get(name) is not None:
+            raise InputError(f"--local_features and --{name} exclude each other: leave one out")
     judged = asked.config(
         EvaluationConfig, extract=shared.read_extraction(asked), rerank=_reranking(asked)
     )

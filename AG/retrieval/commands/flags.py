@@ -156,7 +156,10 @@ class Parser(argparse.ArgumentParser):
 
     def read(self, argv: Sequence[str] | None) -> Asked:
         """Parse the command line; argparse itself reports unknown flags, with exit status 2."""
-        named = [str(action.metavar or action.dest) for action in self._get_positional_actions()]
+        named = [
+            str(action.metavar or action.dest) + " ..." * (action.nargs == "+")
+            for action in self._get_positional_actions()
+        ]
         self.usage = " ".join(["%(prog)s", *named, "[--FLAG ...]"])  # the help lists the flags
         words = sys.argv[1:] if argv is None else argv
         values = vars(self.parse_args([_FLAG.sub(self._own_name, word) for word in words]))
@@ -184,7 +187,8 @@ def _flagged(config: type[Config]) -> dict[str, About]:
 
 def _options(about: About, kind: Any, default: Any) -> dict[str, Any]:
     """The arguments of `add_argument`. A flag that is not written leaves no value."""
-    options: dict[str, Any] = {"help": about.text + _default_in_words(default)}
+    text = about.text + _default_in_words(default)
+    options: dict[str, Any] = {"help": text.replace(") (default: ", "; default: ")}
     if kind is bool:
         return options | {"action": "store_false" if default else "store_true"}
     if typing.get_origin(kind) is typing.Literal:

@@ -59,7 +59,9 @@ class PlaceFlags(Config, group="Data"):
     """Where a data set in the layout of SF-XS lies."""
 
     dataset_folder: Path | None = setting(
-        None, "data set with the folders train, val/{database,queries} and test/{database,queries}"
+        None,
+        "data set with those that are used of train, val/{database,queries}, "
+        "test/{database,queries}; to test on, also one with jpg and gnd_NAME.pkl, as roxford5k",
     )
     train_set_folder: Path | None = setting(None, "its train split, if it lies elsewhere")
     val_set_folder: Path | None = setting(None, "its val split, if it lies elsewhere")

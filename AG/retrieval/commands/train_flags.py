@@ -16,6 +16,7 @@ from retrieval.errors import InputError
 _IMAGE_SIZE = f"{SIZE}: the side of a training image; with --resize_test_imgs the shorter side of "
 _TEXTS = {"image_size": _IMAGE_SIZE + "validation and test photos too"}
 _OF_EVALUATION = ("pca", "all_local_features")
+_OF_RERANKING = ("rerank", "local_scales", "max_features", "min_score", "threads")
 _OF_JOINT_TRAINING = (
     *("global_loss", "margin_scale", "margin", "global_weight"),
     *("test_set_folder", "num_preds_to_save", "save_only_wrong_preds"),
@@ -80,7 +81,7 @@ def read_training(description: str | None, argv: Sequence[str] | None) -> Traini
     """Read the command line of train.py; InputError for flags that contradict each other."""
     parser = Parser(description)
     texts = _TEXTS | {"pretrained": f"{shared.PRETRAINED} (default: imagenet)"}
-    parser.add(TrainingOptions, but=(*_OF_EVALUATION, "rerank"), texts=texts)
+    parser.add(TrainingOptions, but=(*_OF_EVALUATION, *_OF_RERANKING), texts=texts)
     parser.add(DelgConfig)
     return _read(parser.read(argv), "imagenet", only_local=False)
 

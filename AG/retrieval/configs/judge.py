@@ -8,6 +8,8 @@ from retrieval.configs.learn import SEED
 from retrieval.configs.rank import RerankConfig
 from retrieval.configs.setting import Config, setting
 
+RECALL_VALUES = (1, 5, 10, 20)
+
 
 @dataclass(frozen=True)
 class PositivesConfig(Config, group="Data"):
@@ -50,7 +52,7 @@ class EvaluationConfig(Config, group="Results"):
     rerank: RerankConfig | None = field(default_factory=RerankConfig)
     pca: PcaConfig = field(default_factory=PcaConfig)
     recall_values: tuple[int, ...] = setting(
-        (1, 5, 10, 20), "the N for which recall@N is told", least=1
+        RECALL_VALUES, "the N for which recall@N is told", least=1
     )
     all_local_features: bool = setting(
         False,

@@ -179,7 +179,8 @@ class Trainer:
         """
         value = next(iter(figures.values()), None)
         sign = -1 if lowest else 1
-        is_best = value is None or self.best is None or sign * value > sign * self.best
+        best = -math.inf if self.best is None or math.isnan(self.best) else sign * self.best
+        is_best = value is None or sign * value > best or (math.isnan(value) and best == -math.inf)
         if self._log is not None:
             self._log.add_metrics(figures)
         if is_best:
