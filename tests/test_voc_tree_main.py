@@ -109,6 +109,16 @@ def test_the_chain_finds_the_walls(features, tmp_path, caplog):
         assert text in page
 
 
+def test_the_search_of_another_set_is_not_overwritten(features, tmp_path):
+    search(tmp_path, features, "--no-ransac")
+    file = tmp_path / "walls" / "result.json"
+    content = json.loads(file.read_text())
+    content["protocol"]["photos"] = "/other/walls"
+    file.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"walls has a search of /other/walls, not .*another DIR"):
+        search(tmp_path, features, "--no-ransac")
+
+
 def test_no_train_takes_the_saved_tree(features, tmp_path):
     first = search(tmp_path, features, "--no-ransac")
     again = search(tmp_path, features, "--no-ransac", "--no-train")

@@ -17,13 +17,17 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from retrieval import report
 from retrieval.configs.rank import WordsConfig
+from retrieval.data.photo_sets import PhotoSet
 from retrieval.drawing.html_report.page import write_report
+from retrieval.errors import InputError
 from retrieval.evaluation import Evaluation
 from retrieval.feature_folders import open_features, sets_of
 from retrieval.files import write_atomically
+from retrieval.saved_run import read_result
 from voc_tree.pipeline import WordSearch
 from voc_tree.tree import Tree
 
@@ -36,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     config, names = asked.settings, asked.test_datasets
     sets = [open_features(asked.root, name) for name in sets_of(asked.root, names)]
 
+    for photos, _ in sets:
+        check_own(asked.directory / photos.name, photos)
     script.keep_log(asked.directory)
     lines: list[str] = []
     for photos, features in sets:
@@ -58,6 +64,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         report.write_predictions(folder / "predictions.csv", found, 20)
         write_report(folder / "report.html", found, asked.report_queries)
         log.info("report: %s", folder / "report.html")
+
+
+def check_own(folder: Path, photos: PhotoSet) -> None:
+    """InputError where ``folder`` has the search of another photo set of the same name."""
+    try:
+        other = read_result(folder)["protocol"]["photos"]
+    except (InputError, LookupError):  # none, or one that cannot be read anyhow
+        return
+    if other != str(photos.folder):
+        raise InputError(f"{folder} has a search of {other}, not {photos.folder}: name another DIR")
 
 
 def printed(found: Evaluation, dataset: str, config: WordsConfig) -> list[str]:
