@@ -218,6 +218,12 @@ def test_missing_and_damaged_files_are_named_with_the_remedy(tmp_path):
     with pytest.raises(InputError, match=r"shard-\w+\.safetensors .* delete"):
         [store[name] for name in store.names()]
 
+    fieldless = shards(filled(tmp_path / "fieldless"))[0]
+    fieldless.write_bytes(fieldless.read_bytes().replace(b'"scores"', b'"scorez"', 1))
+    store = FeatureStore.open(tmp_path / "fieldless", KEY)
+    with pytest.raises(InputError, match=r"shard-\w+\.safetensors .* delete"):
+        [store[name] for name in store.names()]
+
     table = shards(filled(tmp_path / "table"))[0].with_suffix(".json")
     table.write_text("{")
     with pytest.raises(InputError, match=r"shard-\w+\.json .* delete"):

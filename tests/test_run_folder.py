@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from retrieval.errors import InputError
-from retrieval.training.run_folder import LossLog, RunFolder
+from retrieval.training.run_folder import LAST_CHECKPOINT, LossLog, RunFolder, to_go_on_from
 
 
 def test_an_unfinished_run_of_the_same_settings_is_found_again(tmp_path):
@@ -57,3 +57,16 @@ def test_a_named_folder_at_work_is_an_error(tmp_path):
     with pytest.raises(InputError, match="another process is training there"):
         RunFolder.at(tmp_path, {})
     busy.close()
+
+
+def test_the_own_checkpoint_goes_on_unless_another_is_named_anew(tmp_path):
+    start, other = tmp_path / "start.pth", tmp_path / "other.pth"
+    folder = tmp_path / "run"
+    assert to_go_on_from(folder, start) == start
+    assert to_go_on_from(folder, None) is None
+    RunFolder.at(folder, {"resume_train": start}).close()
+    own = folder / LAST_CHECKPOINT
+    own.touch()
+    assert to_go_on_from(folder, start) == own  # the same command again
+    assert to_go_on_from(folder, None) == own
+    assert to_go_on_from(folder, other) == other

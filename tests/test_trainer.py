@@ -1,4 +1,5 @@
 import logging
+import math
 import os
 import signal
 from dataclasses import dataclass
@@ -120,6 +121,10 @@ def test_the_highest_is_the_best_unless_the_lowest_is_wanted(tmp_path):
         True, False, True, False,
     ]  # fmt: skip
     assert trainer.best == 7.0
+    trainer = Trainer(Exercise(), World(), None, LoopConfig(0, "fp32"))
+    assert [trainer.keep_best({"R@1": value}) for value in (math.nan, math.nan, 3.0, math.nan)] == [
+        True, True, True, False,
+    ]  # fmt: skip
 
 
 def test_a_training_that_goes_on_elsewhere_takes_its_best_weights_along(tmp_path):

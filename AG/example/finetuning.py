@@ -62,8 +62,8 @@ def main(
         log.info("%s", testing.networks_in_words(model.meta()))
         log.info(">> Weights: %s", loaded)
         trainer = Trainer(course, world, folder, LoopConfig(tune.seed, tune.precision))
-        own, begin = asked.folder / run_folder.LAST_CHECKPOINT, time.perf_counter()
-        with trainer.going_on_from(own if own.exists() else asked.resume_train):
+        begin = time.perf_counter()
+        with trainer.going_on_from(run_folder.to_go_on_from(asked.folder, asked.resume_train)):
             for epoch in trainer.epochs(tune.epochs):
                 test_between_epochs()
                 if course.tuples is None:

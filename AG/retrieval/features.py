@@ -73,6 +73,9 @@ _STORED = {
 
 MANIFEST = "manifest.json"
 
+# What a shard raises that is cut, changed, or lacks a field.
+_SHARD_ERRORS = (OSError, ValueError, TypeError, OverflowError, safetensors.SafetensorError)
+
 # Shards kept open at a time, well below the usual limit of 1024 files.
 _MOST_OPEN = 256
 
@@ -165,9 +168,7 @@ class FeatureStore:
             shard = self._open_shard(place.shard)
             fields = {n: _rows(shard, n, place) for n in _STORED.keys() & shard.keys()}
             return LocalFeatures(**fields, image_size=place.image_size)
-        except (OSError, ValueError, TypeError, OverflowError) as error:
-            raise _damaged(place.shard, str(error)) from error
-        except safetensors.SafetensorError as error:
+        except _SHARD_ERRORS as error:
             raise _damaged(place.shard, str(error)) from error
 
     def writer(self, images_per_shard: int = 128) -> "FeatureWriter":

@@ -30,8 +30,6 @@ ATTENTION = (
     "activation, for networks whose attention nobody trained"
 )
 
-POOLS = ("mac", "spoc", "gem")
-
 
 Layer = Literal["layer3", "layer4"]
 

@@ -130,8 +130,8 @@ def open_photos(
     positives: a file that says what is right (`positives.from_file`), instead of positions in the
     names. labels: False where nothing is known to be right. Raises InputError as `open_set`.
     """
-    two_folders = database is not None and queries is not None
-    if two_folders == (folder is not None) or (folder is not None and (database or queries)):
+    given = tuple(path is not None for path in (folder, database, queries))
+    if given not in ((True, False, False), (False, True, True)):
         raise InputError("name one folder, or database and queries")
     one, two, three, four = (
         None if path is None else Path(path) for path in (folder, database, queries, positives)

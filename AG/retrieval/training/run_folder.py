@@ -86,6 +86,21 @@ class RunFolder:
         self._lock.close()
 
 
+def to_go_on_from(folder: Path, resume_train: Path | None) -> Path | None:
+    """The checkpoint that a run in ``folder`` goes on from, or None.
+
+    It is the folder's own, unless ``resume_train`` names another than the run there began with: so
+    the same command goes on, and one that names a checkpoint anew gets it.
+    """
+    own, settings = folder / LAST_CHECKPOINT, folder / "settings.json"
+    if own.exists() and resume_train is None:
+        return own
+    if own.exists() and settings.exists():
+        began_with = json.loads(settings.read_text()).get("resume_train")
+        return own if began_with == str(resume_train) else resume_train
+    return resume_train
+
+
 class LossLog:
     """Every loss term of every step, to ``losses.csv`` and to TensorBoard."""
 
