@@ -75,6 +75,7 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, required=True, help="holds scenes/, mini_rparis/")
     parser.add_argument("--pairs", type=int, default=400)
     parser.add_argument("--slow_pairs", type=int, default=100, help="for skimage, 1000 trials")
+    parser.add_argument("--dim", type=int, default=128, help="of the deep features")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -82,7 +83,7 @@ def main() -> None:
     pairs = draw_pairs(places, args.pairs, np.random.default_rng(args.seed))
     photos = sorted({photo for pair in pairs.photos for photo in pair})
     start = time.perf_counter()
-    deep = deep_features(photos, others)
+    deep = deep_features(photos, others, args.dim)
     sift = {photo: upright_sift(photo) for photo in photos}
     print(f"{len(photos)} photos extracted in {time.perf_counter() - start:.0f} s\n")
 
@@ -141,14 +142,16 @@ def upright_sift(photo: Path) -> LocalFeatures:
 
 
 @torch.inference_mode()
-def deep_features(photos: list[Path], pca_photos: list[Path]) -> dict[Path, LocalFeatures]:
-    """Features of the frozen EfficientNet-Lite0 at four scales, half-whitened to 128 dimensions."""
+def deep_features(
+    photos: list[Path], pca_photos: list[Path], dim: int
+) -> dict[Path, LocalFeatures]:
+    """Features of the frozen EfficientNet-Lite0 at four scales, half-whitened to ``dim``."""
     model = Delg(DelgConfig("efficientnet_lite0", head="gem", attention="norm")).eval()
     scales = tuple(2.0 ** (k / 2) for k in range(-4, 0))
     config = ExtractConfig("longest", 1024, local_scales=scales)
     resources = Resources(infer_batch_size=4)
     samples = extraction.local_descriptors(model, as_photos(pca_photos), config, resources)
-    projection = whitening.learn_pca(samples, dim=128, power=0.25)
+    projection = whitening.learn_pca(samples, dim, power=0.25)
     features: dict[Path, LocalFeatures] = {}
     for batch in extraction.load_batches(as_photos(photos), config, resources):
         found = extraction.local_features_of_batch(model, batch, config, projection)
@@ -191,7 +194,7 @@ def print_matching(name: str, features: dict[Path, LocalFeatures], pairs: Pairs)
                 matches[config].append({tuple(row) for row in answer})
     found = list(zip(matches[fast], matches[exact], strict=True))
     shared = sum(len(a & b) for a, b in found) / max(sum(max(len(a), len(b)) for a, b in found), 1)
-    print(f"Matching {NUM_FEATURES} x {NUM_FEATURES} x 128, {name}, one thread (median CPU time)")
+    print(f"Matching {NUM_FEATURES} x {NUM_FEATURES}, {name}, one thread (median CPU time)")
     reference = float(np.median(times["cKDTree"]))
     for key, values in times.items():
         ms = float(np.median(values))
@@ -238,7 +241,7 @@ def print_together(features: dict[Path, LocalFeatures], photos: list[Path], seed
     """Matching and verification by `rerank` on one and two threads, against the reference."""
     rng = np.random.default_rng(seed)
     rows = [features[photo] for photo in photos]
-    ranking = np.stack([rng.permutation(len(rows))[:50] for _ in range(8)])
+    ranking = np.stack([rng.permutation(len(rows))[:50] for _ in rows[:8]])
     ranked = Ranking(ranking, np.zeros(ranking.shape, np.float32))
     times: dict[str, list[float]] = {"reference": [], "1 thread": [], "2 threads": []}
     for q in range(len(ranking)):

@@ -3,7 +3,7 @@
 The features are read from a store, as tune.py reads those of a run folder:
 
     python3 benchmarks/tuning.py --run logs/val/DATE
-    python3 benchmarks/tuning.py [--features 1000] [--dim 128]
+    python3 benchmarks/tuning.py [--queries 500] [--features 1000] [--dim 128]
 
 Without a run they are made up: every query shares half of its features with two of the database's
 images, shifted and turned; the rest is noise.
@@ -30,7 +30,7 @@ from retrieval.tuning import search_space, try_settings
 from retrieval.tuning.search_space import Axes
 
 BAR = 180.0  # seconds
-QUERIES, DEPTH, DATABASE = 500, 20, 640
+DEPTH, DATABASE = 20, 640
 # Five pairs of rule and max_distance (one_way is always bounded), two K, three residuals: 30.
 AXES = Axes(
     top_k=(20, 10),
@@ -45,14 +45,15 @@ def main() -> None:
     """Search, and print the seconds beside those of the bar."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--run", type=Path, help="run folder of eval.py, re-ranked to top 20")
+    parser.add_argument("--queries", type=int, default=500)
     parser.add_argument("--features", type=int, default=1000)
     parser.add_argument("--dim", type=int, default=128)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if args.run is not None:
-            run = first_of(Evaluation.open(args.run))
+            run = first_of(Evaluation.open(args.run), args.queries)
         else:
-            run = made_up(Path(folder) / "features", args.features, args.dim)
+            run = made_up(Path(folder) / "features", args.queries, args.features, args.dim)
         measure(run, Path(folder) / "counts")
 
 
@@ -78,16 +79,16 @@ def measure(run: Evaluation, folder: Path) -> None:
     print(f"global {before:.1f}, best {best.figure:.1f} at {best.ms:.1f} ms")
 
 
-def first_of(run: Evaluation) -> Evaluation:
+def first_of(run: Evaluation, queries: int) -> Evaluation:
     """The run with its first queries alone, top 20."""
     verified, features = run.local()
     truth = {
-        name: Positives(each.positives[:QUERIES], each.junk[:QUERIES])
+        name: Positives(each.positives[:queries], each.junk[:queries])
         for name, each in run.photos.ground_truth.items()
     }
-    photos = replace(run.photos, queries=run.photos.queries[:QUERIES], ground_truth=truth)
+    photos = replace(run.photos, queries=run.photos.queries[:queries], ground_truth=truth)
     ranked = run.first.ranking
-    head = Ranking(ranked.rows[:QUERIES], ranked.similarity[:QUERIES])
+    head = Ranking(ranked.rows[:queries], ranked.similarity[:queries])
     config = replace(verified.config, top_k=DEPTH)
     return to_be_tuned(photos, head, config, features.store)
 
@@ -101,19 +102,19 @@ def to_be_tuned(
         photos=photos,
         steps=(score("global", ranked, photos),),
         protocol=protocol.protocol_of(photos, {}),
-        verified=Verified(config, np.empty((0, 0), np.int64), 0.0, {}),
+        verified=Verified(config, np.empty((len(photos.queries), 0), np.int64), 0.0, {}),
         features=features_of_set(photos, store),
     )
 
 
-def made_up(folder: Path, num_features: int, dim: int) -> Evaluation:
+def made_up(folder: Path, queries: int, num_features: int, dim: int) -> Evaluation:
     """A run on made-up features; the positives are anywhere in the first 20."""
     rng = np.random.default_rng(0)
     database = [random_features(rng, num_features, dim) for _ in range(DATABASE)]
-    positives = [rng.permutation(DATABASE)[:2] for _ in range(QUERIES)]
+    positives = [rng.permutation(DATABASE)[:2] for _ in range(queries)]
     paths = [folder / f"{row}.jpg" for row in range(DATABASE)]
-    truth = {"R": Positives(positives, [np.empty(0, np.int64)] * QUERIES)}
-    photos = PhotoSet(folder, paths[:QUERIES], paths, truth)
+    truth = {"R": Positives(positives, [np.empty(0, np.int64)] * queries)}
+    photos = PhotoSet(folder, paths[:queries], paths, truth)
     made_by = made_from(photos, "made up", {"features": [num_features, dim]})
     store = FeatureStore.open(folder, made_by)
     with store.writer() as writer:
@@ -121,11 +122,11 @@ def made_up(folder: Path, num_features: int, dim: int) -> Evaluation:
             writer.put(photo.name, features)
         for photo, (first, _) in zip(photos.query_photos, positives, strict=True):
             writer.put(photo.name, other_view(rng, database[first]))
-    rows = np.empty((QUERIES, DEPTH), np.int64)
+    rows = np.empty((queries, DEPTH), np.int64)
     for row, right in enumerate(positives):
         others = rng.permutation(np.setdiff1d(np.arange(DATABASE), right))[: DEPTH - 1]
         rows[row] = rng.permutation([right[0], *others])
-    similarity = np.tile(np.linspace(0.9, 0.5, DEPTH, dtype=np.float32), (QUERIES, 1))
+    similarity = np.tile(np.linspace(0.9, 0.5, DEPTH, dtype=np.float32), (queries, 1))
     ranked = Ranking(rows, similarity)
     return to_be_tuned(photos, ranked, RerankConfig(top_k=DEPTH), store)
 

@@ -2,12 +2,15 @@
 
 A page's commands are the lines of its ``sh`` blocks and the inline code that begins with one of
 `TOOLS`. Bash itself reads them (variables, loops, globs), in a folder where everything that the
-pages name exists, tiny; each command is then run in this process, with the flags that `SMALLER`
-appends. Python blocks are run as they are, in their place. Nothing else is changed.
+pages name exists, tiny; each command is then run, in this process but for torchrun, with the flags
+that `SMALLER` appends. Python blocks are run as they are, in their place. Nothing else is changed,
+but that example.org is a server on this machine. What installs (pip, venv, pre-commit) and what
+runs a whole suite (pytest, make) is looked up instead: is the extra, the test, the target there?
 """
 
 import argparse
 import contextlib
+import functools
 import importlib
 import importlib.util
 import json
@@ -17,7 +20,10 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import tomllib
+import zipfile
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -44,10 +50,15 @@ CITY = (
     "--image_size 64 --train_streets 1 --val_streets 1 --test_streets 1 --cells_per_street 1 "
     "--val_queries 4 --test_queries 4 --num_workers 1"
 )
+TOWN = (
+    "--image_size 64 --train_streets 1 --val_streets 1 --test_streets 1 --images_per_landmark 4 "
+    "--num_workers 1"
+)
 NETWORK = "--backbone resnet18 --fc_output_dim 16 --fm_reduction_dim 8"
 TRAINING = f"{NETWORK} --epochs 1 --iterations_per_epoch 1 --batch_size 4 --image_size 64"
 SMALLER = {
     r"AG/make_toy_city\.py": CITY,
+    r"AG/make_toy_sfm\.py": TOWN,
     r"AG/train\.py": f"{TRAINING} --pretrained none --num_workers 0 --precision fp32",
     r"AG/train_only_local\.py": f"{TRAINING} --num_workers 0 --precision fp32 --top_k 2",
     r"AG/eval\.py": "--num_workers 0 --threads 1 --precision fp32",
@@ -58,11 +69,13 @@ SMALLER = {
     r"AG/tune\.py": "--threads 1 --num_features all --rule mutual --residual default",
     r"-m example\.": "--epochs 1 --num_workers 0 --precision fp32",
     r"-m example\.(finetuning|attention)": "--test_freq 0",
-    r"-m example\.finetuning": "--pretrained delf.pth",
+    r"-m example\.finetuning": "--pretrained delf.pth --backbone resnet18",
+    r"benchmarks/extraction\.py": "--backbone resnet18 --images 2 --size 64 --batch 2 --rounds 1",
+    r"benchmarks/inverted_file\.py": "--images 1000 --queries 1",
+    r"benchmarks/matching_and_verification\.py": "--pairs 4 --slow_pairs 2 --dim 8",
+    r"benchmarks/tree\.py": "--features 2000 --height 2 --branch 4",
+    r"benchmarks/tuning\.py": "--queries 2 --features 50 --dim 16",
 }
-# Commands that are only parsed, by the script's own parser: they download, need several GPUs, take
-# minutes, or are run by another test.
-ONLY_PARSED = r"AG/get_data\.py|AG/make_toy_sfm\.py|benchmarks/(?!scenes)|^torchrun "
 
 
 # ---- reading a page
@@ -102,6 +115,9 @@ def commands(script: str, folder: Path) -> list[list[str]]:
 
 
 # ---- a folder where everything that the pages name exists
+
+# Addresses of the pages, and where they lead here.
+SERVERS: dict[str, str] = {}
 
 
 def write_photo(path: Path, seed: int) -> None:
@@ -167,16 +183,38 @@ def workplace(tmp_path_factory):
     checkpoint.save_model("best_model.pth", Delg(config, "none"))
     checkpoint.save_model("delf.pth", Delf(DelfConfig("resnet18"), "none"))
     write_cosplace(Path("cosplace.pth"))
-    # What `make demo` leaves.
+    # What `make demo` and `make demo-delf` leave.
     run(f"python3 AG/make_toy_city.py cache/toy_city {CITY}".split())
+    run(f"python3 AG/make_toy_sfm.py cache/toy_sfm {TOWN}".split())
     Path("sf_xs").symlink_to("cache/toy_city")
     data = "--dataset_folder sf_xs --groups_num 1 --reduction --save_dir demo/train"
     run(f"python3 AG/train.py {data}".split())
     model = "--dataset_folder sf_xs --resume_model best_model.pth --save_dir demo"
     run(f"python3 AG/eval.py {model}/untrained --no_rerank".split())
     run(f"python3 AG/eval.py {model}/eval".split())
-    yield folder
+    with served(folder):
+        yield folder
     os.chdir(before)
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@contextlib.contextmanager
+def served(folder: Path):
+    """Serve the folder's sf_xs.zip, a photo, as the pages' example.org."""
+    with zipfile.ZipFile("sf_xs.zip", "w") as archive:
+        archive.write("a.jpg", "sf_xs/train/a.jpg")
+    handler = functools.partial(QuietHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        SERVERS["https://example.org"] = f"http://127.0.0.1:{server.server_port}"
+        yield
+        server.shutdown()
+        thread.join()
 
 
 def write_data() -> None:
@@ -189,7 +227,6 @@ def write_data() -> None:
     for name in ("roxford5k", "rparis6k"):
         write_test_set(Path("data/test") / name)
     write_training_set(Path("data/train/retrieval-SfM-120k"))
-    write_test_set(Path("cache/toy_sfm/test/toytown"))
     write_test_set(Path("real/mini_rparis"))
     write_folders(Path("real/corridor"), "ref", "query", ["0.jpg", "1.jpg", "2.jpg"])
     rows = {"positives_per_query": [[0], [1], [2]]}
@@ -201,10 +238,6 @@ def write_data() -> None:
 
 
 # ---- running a command
-
-
-class Parsed(Exception):
-    """The command line was understood."""
 
 
 def main_of(script: str):
@@ -221,10 +254,11 @@ def main_of(script: str):
 
 
 def run(words: list[str]) -> None:
-    """Run one command, or parse it if it is in `ONLY_PARSED`; AssertionError if it fails."""
+    """Run one command; AssertionError if it fails."""
     line = " ".join(words)
-    more = " ".join(flags for found, flags in SMALLER.items() if re.search(found, line))
-    only_parsed = bool(re.search(ONLY_PARSED, line))
+    more = " ".join(flags for found, flags in SMALLER.items() if re.search(found, line)).split()
+    for named, served_at in SERVERS.items():
+        words = [word.replace(named, served_at) for word in words]
     tool, *rest = words
     if tool == "make":
         target = next(word for word in rest if "=" not in word)
@@ -232,16 +266,12 @@ def run(words: list[str]) -> None:
     elif tool == "pre-commit":
         assert (ROOT / ".pre-commit-config.yaml").is_file()
     elif tool == "torchrun":
-        from torch.distributed.run import get_args_parser
-
-        given = get_args_parser().parse_args(rest)
-        call(given.training_script, given.training_script_args, only_parsed=True)
+        launch(["--standalone", *rest, *more])
     elif rest[0] == "-m" and rest[1] in OTHER_MODULES:
         OTHER_MODULES[rest[1]](rest[2:])
-    elif rest[0] == "-m":
-        call(rest[1], [*rest[2:], *more.split()], only_parsed=only_parsed)
     else:
-        call(rest[0], [*rest[1:], *more.split()], only_parsed=only_parsed)
+        script, *flags = rest[1:] if rest[0] == "-m" else rest
+        call(script, [*flags, *more])
     name_what_was_made()
 
 
@@ -256,27 +286,26 @@ def name_what_was_made() -> None:
         store.symlink_to(json.loads(result.read_text())["features"])
 
 
-def call(script: str, flags: list[str], *, only_parsed: bool) -> None:
+def call(script: str, flags: list[str]) -> None:
     print("$", script, *flags)  # shown where it fails
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [script, *flags])
         patch.setenv("CUDA_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES", ""))
-        if only_parsed:
-            patch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
         try:
-            with contextlib.suppress(Parsed):
-                main_of(script)()
+            main_of(script)()
         except SystemExit as stop:  # -h
             if stop.code:
                 raise
 
 
-_parse = argparse.ArgumentParser.parse_args
-
-
-def parse_and_stop(parser, args=None, namespace=None):
-    _parse(parser, args, namespace)
-    raise Parsed
+def launch(words: list[str]) -> None:
+    """What ``torchrun`` is, with the packages of AG on its path as after `pip install -e .`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *words],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "AG"), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def check_pip(words: list[str]) -> None:
@@ -385,6 +414,10 @@ def test_every_file_that_is_named_exists(page):
     for code in inline(PAGES[page]):
         if re.fullmatch(r"(AG|tests|benchmarks)/[\w/.-]+", code):
             assert (ROOT / code).exists(), code
+
+
+class Parsed(Exception):
+    """The command line was understood."""
 
 
 def all_flags() -> set[str]:
