@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-delf test lint unit figures clean
+.PHONY: demo demo-delf test lint unit torture figures clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python AG/demo.py
@@ -22,6 +22,10 @@ lint: $(VENV)/.installed-test
 
 unit: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
+
+# Kills, damaged files, full disks, two at once; `unit` has a short version of it.
+torture: $(VENV)/.installed-test
+	$(BIN)/python -m tests.torture
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "Python 3.11-3.13 is needed: make PYTHON=python3.12 ...")'

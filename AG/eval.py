@@ -17,7 +17,6 @@ if __name__ == "__main__":  # -h need not wait for what is imported below
 import logging
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from retrieval import devices, global_search, report
@@ -26,6 +25,7 @@ from retrieval.data.photo_sets import open_set
 from retrieval.drawing import looks
 from retrieval.drawing.html_report.page import write_report
 from retrieval.feature_folders import find_store, stored_features
+from retrieval.files import write_npy
 from retrieval.networks.create import create
 
 log = logging.getLogger("eval")
@@ -68,8 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     log.info("%s", report.table(evaluation))
     report.write_predictions(run / "predictions.csv", evaluation, max(asked.judged.recall_values))
     if asked.save_descriptors:
-        np.save(run / "queries_descriptors.npy", described.queries)
-        np.save(run / "database_descriptors.npy", described.database)
+        write_npy(run / "queries_descriptors.npy", described.queries)
+        write_npy(run / "database_descriptors.npy", described.database)
     looks.save_strips(
         run / "preds", evaluation, asked.num_preds_to_save, only_wrong=asked.save_only_wrong_preds
     )

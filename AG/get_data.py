@@ -17,6 +17,7 @@ from pathlib import Path
 from retrieval.commands import flags, script
 from retrieval.configs.setting import Config, argument, setting
 from retrieval.data.download import download, unpack
+from retrieval.files import alone
 
 log = logging.getLogger("get_data")
 
@@ -36,11 +37,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     asked = flags.read(DownloadOptions, __doc__, argv)
     folder = asked.folder
     name = Path(urllib.parse.urlsplit(asked.url).path).name or "archive"
-    archive = download(asked.url, folder / name, asked.sha256)
-    log.info("unpacking %s", archive)
-    unpack(archive, folder)
-    if not asked.keep_archive:
-        archive.unlink()
+    with alone(folder / name, "fetching it"):
+        archive = download(asked.url, folder / name, asked.sha256)
+        log.info("unpacking %s", archive)
+        unpack(archive, folder)
+        if not asked.keep_archive:
+            archive.unlink()
     log.info("%s: %s", folder, ", ".join(sorted(path.name for path in folder.iterdir())))
 
 

@@ -67,14 +67,14 @@ def main(argv: Sequence[str] | None = None) -> None:
                 best = " (best so far)" * trainer.keep_best(recalls)
                 log.info("epoch %d, val %s%s", epoch, report.in_words(recalls), best)
 
-    if test_set is not None and trainer.run is not None:  # in the main process
-        best_model = trainer.run.best_model
-        checkpoint.load_state(model, checkpoint.load(best_model)["model"], best_model)
-        found = evaluate(test_set, weights=str(best_model)).save(best_model.parent / "test")
-        figures = report.in_words(found.first.figures)
-        log.info("test, global descriptors of the best epoch: %s", figures)
-        preds, count = trainer.run.path / "preds", asked.num_preds_to_save
-        looks.save_strips(preds, found, count, only_wrong=asked.save_only_wrong_preds)
+        if test_set is not None and trainer.run is not None:  # in the main process
+            best_model = trainer.run.best_model
+            checkpoint.load_state(model, checkpoint.load(best_model)["model"], best_model)
+            found = evaluate(test_set, weights=str(best_model)).save(best_model.parent / "test")
+            figures = report.in_words(found.first.figures)
+            log.info("test, global descriptors of the best epoch: %s", figures)
+            preds, count = trainer.run.path / "preds", asked.num_preds_to_save
+            looks.save_strips(preds, found, count, only_wrong=asked.save_only_wrong_preds)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch, broken):
         raise OSError("disk full")
 
     monkeypatch.setattr(os, broken, fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(InputError, match=r"last\.pth cannot be written \(disk full\)"):
         checkpoint.save(path, {"epoch": 2})
     assert checkpoint.load(path) == {"epoch": 1}
     assert os.listdir(tmp_path) == ["last.pth"]

@@ -17,6 +17,7 @@ from retrieval.errors import InputError
 from retrieval.evaluation import Evaluation, Step, Verified, compare, score
 from retrieval.feature_folders import features_of_set, made_from
 from retrieval.features import FeatureStore, LocalFeatures
+from retrieval.files import read_json, sealed, write_json
 from retrieval.protocol import protocol_of
 from retrieval.search import Ranking
 
@@ -161,9 +162,9 @@ def test_features_that_are_gone(run, tmp_path):
 def test_a_result_that_was_tampered_with(run, tmp_path, key, value):
     run.save(tmp_path / "run")
     file = tmp_path / "run" / "result.json"
-    content = json.loads(file.read_text())
+    content = read_json(file)
     content["steps"]["global"][key] = value
-    file.write_text(json.dumps(content))
+    write_json(file, sealed(content))
     with pytest.raises(InputError, match="not what an evaluation writes"):
         Evaluation.open(tmp_path / "run")
 
@@ -184,8 +185,8 @@ def test_photos_that_were_put_together_in_python(run, tmp_path):
 )  # fmt: skip
 def test_a_result_of_another_form(run, tmp_path, change):
     run.save(tmp_path / "run")
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
-    (tmp_path / "run" / "result.json").write_text(json.dumps({**result, **change}))
+    file = tmp_path / "run" / "result.json"
+    write_json(file, sealed({**read_json(file), **change}))
     with pytest.raises(InputError, match=r"result\.json: not what an evaluation writes"):
         Evaluation.open(tmp_path / "run")
 
@@ -193,7 +194,7 @@ def test_a_result_of_another_form(run, tmp_path, change):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "cannot be read"), ("[]", "older version"), ('{"global": {}}', "older version"),
+        ("{", "cannot be read"), ("[]", "cannot be read"), ('{"global": {}}', "older version"),
         ('{"version": 99}', "another version"), ("\xff", "cannot be read|older"),
     ],
 )  # fmt: skip

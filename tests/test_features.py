@@ -231,7 +231,7 @@ def test_missing_and_damaged_files_are_named_with_the_remedy(tmp_path):
 
     manifest = filled(tmp_path / "manifest").folder / "manifest.json"
     manifest.write_text("{}")
-    with pytest.raises(InputError, match=r"manifest\.json is damaged; delete the folder"):
+    with pytest.raises(InputError, match=r"manifest\.json is damaged .*; delete the folder"):
         FeatureStore.open(tmp_path / "manifest", KEY)
 
 
@@ -309,3 +309,33 @@ def test_several_processes_write_to_one_store(tmp_path):
     assert store.names() == sorted(map(str, range(60)))
     for name in store.names():
         assert_kept(store[name], local_features(int(name), n=400, d=64))
+
+
+def test_a_changed_byte_is_noticed(tmp_path):
+    store = filled(tmp_path)
+    for path in sorted(store.folder.iterdir()):
+        whole = path.read_bytes()
+        for at in np.random.default_rng(0).integers(len(whole), size=40).tolist():
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+            with pytest.raises(InputError, match=r"damaged|another version"):
+                read_all(tmp_path)
+        path.write_bytes(whole)
+    read_all(tmp_path)
+
+
+def read_all(folder: Path) -> None:
+    store = FeatureStore.open(folder, KEY)
+    for name in store.names():
+        store[name]
+
+
+def test_stores_without_checksums_are_read(tmp_path):
+    store = filled(tmp_path)
+    for path in store.folder.glob("*.json"):
+        content = json.loads(path.read_text())
+        kept = {name: value for name, value in content.items() if name not in ("checksum", "crc32")}
+        path.write_text(json.dumps(kept))
+    old = FeatureStore.open(tmp_path, KEY)
+    assert old.names() == store.names()
+    for name in old.names():
+        assert np.array_equal(old[name].descriptors, store[name].descriptors)

@@ -2,13 +2,23 @@
 
 import io
 import os
+import platform
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
 import pytest
 
 from retrieval.errors import InputError
-from retrieval.files import atomic_file, read_npz, write_atomically
+from retrieval.files import (
+    alone,
+    read_json,
+    read_npz,
+    sealed,
+    write_atomically,
+    write_json,
+)
 
 ARRAYS = {
     "counts": np.random.default_rng(0).integers(0, 9, (5, 40)),
@@ -94,17 +104,58 @@ def test_a_name_that_is_not_utf8_is_written_as_it_is(tmp_path):
     assert (tmp_path / "a.csv").read_bytes() == "café, ".encode() + b"caf\xe9"
 
 
-def test_an_interrupted_file_leaves_what_was_there(tmp_path):
+@pytest.mark.parametrize("problem", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_an_interrupted_file_leaves_what_was_there(tmp_path, monkeypatch, problem):
     file = tmp_path / "deeper" / "a"
-    with atomic_file(file) as opened:
-        opened.write(b"old")
+    write_atomically(file, b"old")
 
-    def interrupted():
-        with atomic_file(file) as opened:
-            opened.write(b"new")
-            raise KeyboardInterrupt
+    def interrupted(_):
+        raise problem
 
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
+    monkeypatch.setattr(os, "fsync", interrupted)
+    expected = KeyboardInterrupt if isinstance(problem, KeyboardInterrupt) else InputError
+    with pytest.raises(expected, match=r"deeper/a cannot be written \(No space left|^$"):
+        write_atomically(file, b"new")
     assert file.read_bytes() == b"old"
     assert [path.name for path in file.parent.iterdir()] == ["a"]
+
+
+def test_what_only_one_may_do_is_refused_to_a_second(tmp_path):
+    with (
+        alone(tmp_path / "city", "building"),
+        pytest.raises(InputError, match=r"city: another process is building; wait"),
+        alone(tmp_path / "city", "building"),
+    ):
+        pass
+    with alone(tmp_path / "city", "building"):
+        pass
+
+
+def test_what_dead_processes_left_is_swept_and_what_living_ones_write_is_kept(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    host = platform.node()
+    for number in (dead.pid, os.getppid()):
+        (tmp_path / f".a.pth.{host}.{number}.tmp").touch()
+    (tmp_path / f".a.pth.elsewhere.{dead.pid}.tmp").touch()
+    (tmp_path / "mine.tmp").touch()
+    write_atomically(tmp_path / "b", "b")
+    kept = {
+        f".a.pth.{host}.{os.getppid()}.tmp",
+        f".a.pth.elsewhere.{dead.pid}.tmp",
+        "mine.tmp",
+        "b",
+    }
+    assert {path.name for path in tmp_path.iterdir()} == kept
+
+
+def test_a_sealed_object_tells_when_it_has_changed(tmp_path):
+    file = tmp_path / "a.json"
+    content = {"a": [1, 2.5, None], "b": {"c": "ü"}}
+    write_json(file, sealed(content))
+    assert read_json(file) == content
+    file.write_text(file.read_text().replace("2.5", "2.6"))
+    with pytest.raises(ValueError, match="checksum"):
+        read_json(file)
+    write_json(file, content)
+    assert read_json(file) == content

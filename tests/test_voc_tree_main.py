@@ -20,6 +20,7 @@ from retrieval.errors import InputError
 from retrieval.evaluation import Evaluation
 from retrieval.feature_folders import made_from, open_features, point_to
 from retrieval.features import FeatureStore, LocalFeatures
+from retrieval.files import read_json, sealed, write_json
 from retrieval.reranking import rerank
 from voc_tree import expansion, grid, main, pipeline
 from voc_tree.SIFT import get_descriptor
@@ -112,9 +113,9 @@ def test_the_chain_finds_the_walls(features, tmp_path, caplog):
 def test_the_search_of_another_set_is_not_overwritten(features, tmp_path):
     search(tmp_path, features, "--no-ransac")
     file = tmp_path / "walls" / "result.json"
-    content = json.loads(file.read_text())
+    content = read_json(file)
     content["protocol"]["photos"] = "/other/walls"
-    file.write_text(json.dumps(content))
+    write_json(file, sealed(content))
     with pytest.raises(InputError, match=r"walls has a search of /other/walls, not .*another DIR"):
         search(tmp_path, features, "--no-ransac")
 

@@ -1,7 +1,9 @@
 """Checkpoints: tensors and plain values, written atomically, read safely and strictly."""
 
 import hashlib
+import io
 import pickle
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +16,7 @@ import torch
 from torch import nn
 
 from retrieval.errors import InputError
-from retrieval.files import atomic_file
+from retrieval.files import ARCHIVE_ERRORS, write_atomically
 
 
 def save(path: str | Path, contents: Mapping[str, Any]) -> None:
@@ -22,9 +24,9 @@ def save(path: str | Path, contents: Mapping[str, Any]) -> None:
 
     NumPy scalars become Python's; TypeError for what `load` would refuse.
     """
-    plain = _plain(contents, "contents")
-    with atomic_file(path) as file:
-        torch.save(plain, file)
+    data = io.BytesIO()
+    torch.save(_plain(contents, "contents"), data)
+    write_atomically(path, data.getbuffer())
 
 
 def model_contents(model: nn.Module) -> dict[str, Any]:
@@ -52,8 +54,9 @@ def _plain(value: Any, where: str) -> Any:
 def load(path: str | Path) -> Any:
     """What `save` wrote, on the CPU; or the tensors of a .safetensors file.
 
-    No code of the file is run (weights_only). InputError if it is missing, damaged, or holds more
-    than tensors and plain values.
+    No code of the file is run (weights_only). What torch.save writes is a zip archive, of which
+    torch compares no checksum: here they are all compared first. InputError if it is missing,
+    damaged, or holds more than tensors and plain values.
     """
     path = Path(path)
     if not path.is_file():
@@ -61,6 +64,7 @@ def load(path: str | Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
+        _check_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except safetensors.SafetensorError as error:
         raise InputError(f"{path}: not a whole safetensors file ({error})") from error
@@ -74,6 +78,20 @@ def load(path: str | Path) -> Any:
             "Expected a whole file of tensors and plain values; from an older checkpoint that "
             "holds more, save its state dict alone"
         ) from error
+
+
+def _check_archive(path: Path) -> None:
+    """EOFError where a file that begins as an archive is none, or a checksum in it is wrong."""
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\3\4":
+            return  # of before torch 1.6, or none at all
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except ARCHIVE_ERRORS as error:
+        raise EOFError(f"the archive is damaged: {error}") from error
+    if damaged is not None:
+        raise EOFError(f"the checksum of {damaged} in it is wrong")
 
 
 def _first_line(error: Exception) -> str:

@@ -22,7 +22,7 @@ from retrieval.data.photo_sets import PhotoSet, open_set
 from retrieval.data.positives import Positives
 from retrieval.errors import InputError
 from retrieval.feature_folders import SetFeatures, source_as_json, source_from_json
-from retrieval.files import command_line, write_atomically, write_json
+from retrieval.files import command_line, sealed, write_atomically, write_json
 from retrieval.protocol import Protocol
 from retrieval.reranking import Reranking
 from retrieval.saved_run import (
@@ -209,7 +209,7 @@ class Evaluation:
         data = io.BytesIO()
         np.savez_compressed(data, allow_pickle=False, **arrays)
         write_atomically(folder / RANKINGS, data.getvalue())
-        write_json(folder / RESULT, _as_json(saved))
+        write_json(folder / RESULT, sealed(_as_json(saved)))
         return saved
 
     @classmethod

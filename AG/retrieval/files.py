@@ -1,20 +1,31 @@
-"""Files that appear whole or not at all; archives that are read whole or refused."""
+"""Files that appear whole or not at all, and are read whole or refused.
+
+While it is written a file is called ``.NAME.HOST.PID.tmp``. What a killed process has left of it is
+swept by the next one on that machine that writes into the folder.
+"""
 
 import contextlib
+import functools
+import getpass
+import glob
+import hashlib
 import io
 import json
 import lzma
 import os
+import platform
 import shlex
 import struct
 import sys
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+import filelock
 import numpy as np
 
 from retrieval.errors import InputError
@@ -27,32 +38,79 @@ ARCHIVE_ERRORS = (
 )  # fmt: skip
 
 
-@contextlib.contextmanager
-def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
-    """A binary file to write; it takes its name when the block ends, being whole and on the disk.
+def write_atomically(path: str | Path, data: bytes | memoryview | str) -> None:
+    """Write bytes, or text as UTF-8, to a file that is then whole and on the disk.
 
-    An interrupted block leaves what was there before.
+    File names in the text that are not UTF-8 are written as the bytes that they are. An interrupted
+    call, and one that raises InputError where nothing can be written, leave what was there before.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    unfinished = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path.parent.absolute())
         with open(unfinished, "wb") as file:
-            yield file
+            file.write(data.encode(errors="surrogateescape") if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written ({error.strerror or error}): make room or name another place"
+        ) from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
 
 
-def write_atomically(path: str | Path, data: bytes | str) -> None:
-    """Write bytes, or text as UTF-8, by way of `atomic_file`.
+@contextlib.contextmanager
+def alone(path: Path, doing: str) -> Iterator[None]:
+    """Do something to ``path`` that no two processes of a user and machine may do at once.
 
-    File names in the text that are not UTF-8 are written as the bytes that they are.
+    Raises InputError, with the words ``doing``, where another one is at it.
     """
-    with atomic_file(path) as file:
-        file.write(data.encode(errors="surrogateescape") if isinstance(data, str) else data)
+    key = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:24]
+    user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
+    locks = Path(tempfile.gettempdir()) / f"delg-delf-{user}"  # a lock's file stays: not by path
+    locks.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(locks / f"{key}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise InputError(f"{path}: another process is {doing}; wait until it has ended") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@functools.lru_cache(1024)  # once for each folder and process
+def _sweep(folder: Path) -> None:
+    """Remove what processes of this machine that were killed left unfinished in ``folder``."""
+    for path in folder.glob(f".*.{glob.escape(platform.node())}.*.tmp"):
+        number = path.name.split(".")[-2]
+        if number.isdigit() and not _is_running(int(number)):
+            with contextlib.suppress(OSError):  # another process sweeps too; not ours to remove
+                path.unlink()
+
+
+def _is_running(process: int) -> bool:
+    if os.name != "posix":
+        return False  # elsewhere (Windows) a file that is open cannot be removed
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # of another user
+        return True
+    return True
+
+
+def write_npy(path: Path, array: np.ndarray) -> None:
+    """Write an array as .npy, whole or not at all."""
+    data = io.BytesIO()
+    np.save(data, array, allow_pickle=False)
+    write_atomically(path, data.getbuffer())
 
 
 def one_line(error: Exception) -> str:
@@ -115,3 +173,32 @@ def command_line() -> str:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON that appears whole or not at all."""
     write_atomically(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, its checksum being compared where it was `sealed`.
+
+    FileNotFoundError, OSError, or ValueError for what is damaged.
+    """
+    content = json.loads(path.read_bytes())
+    if not isinstance(content, dict):
+        raise ValueError("it holds no JSON object")
+    return unsealed(content)
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values with their checksum, which `unsealed` compares."""
+    return {"checksum": _checksum(content), **content}
+
+
+def unsealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What was `sealed`; ValueError if it has changed. What never was is returned as it is."""
+    values = {name: value for name, value in content.items() if name != "checksum"}
+    if "checksum" in content and content["checksum"] != _checksum(values):
+        raise ValueError("its checksum is wrong")
+    return values
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, default=str)
+    return f"{zlib.crc32(text.encode(errors='surrogateescape')):08x}"

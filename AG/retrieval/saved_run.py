@@ -1,6 +1,5 @@
 """Reading the files of a run folder: each is checked, and each problem is one clear error."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from retrieval.data.photo_sets import PhotoSet
 from retrieval.errors import InputError
 from retrieval.feature_folders import SetFeatures, features_of_set, missing_of
 from retrieval.features import FeatureStore
-from retrieval.files import read_npz
+from retrieval.files import read_json, read_npz
 from retrieval.protocol import Protocol
 
 # Version of result.json.
@@ -25,7 +24,7 @@ def read_result(folder: Path) -> dict[str, Any]:
     """The content of a run's result.json, of the version that is written here."""
     file = folder / RESULT
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
     except FileNotFoundError:
         runs = sorted(path.parent.name for path in folder.glob(f"*/{RESULT}"))
         there = f"; the runs in it: {', '.join(runs)}" if runs else ""
@@ -34,7 +33,7 @@ def read_result(folder: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise InputError(f"{file} cannot be read ({error}): {REMEDY}") from error
-    version = content.get("version") if isinstance(content, dict) else None
+    version = content.get("version")
     if version != VERSION:
         raise InputError(
             f"{file} is of {'an older' if version is None else 'another'} version of this project: "

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from retrieval.errors import InputError
+from retrieval.files import alone
 from toy_city.config import ToyCityConfig
 from toy_city.plan import FOLDERS, StreetPlan, View, plan_city
 from toy_city.street import Street
@@ -43,14 +44,15 @@ def make_toy_city(
     folder = Path(os.path.abspath(folder))
     description = json.dumps({"version": VERSION, "config": asdict(config)}, indent=2) + "\n"
     try:
-        if _holds_city(folder, description, force):
-            return False
-        partial = folder.with_name(folder.name + ".partial")
-        _prepare(partial, description)
-        _render(partial, config, workers, progress or (lambda number: None))
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
+        with alone(folder, "making a toy city there"):
+            if _holds_city(folder, description, force):
+                return False
+            partial = folder.with_name(folder.name + ".partial")
+            _prepare(partial, description)
+            _render(partial, config, workers, progress or (lambda number: None))
+            if folder.exists():
+                shutil.rmtree(folder)
+            partial.rename(folder)
     except OSError as error:
         raise InputError(
             f"{folder}: cannot be written ({error}); choose another folder or free its disk"

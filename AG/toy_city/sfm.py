@@ -23,6 +23,7 @@ import numpy as np
 
 from retrieval.data.sfm_pairs import image_path
 from retrieval.errors import InputError
+from retrieval.files import alone
 from toy_city.city import take_picture
 from toy_city.config import MOST_LANDMARKS, ToySfmConfig
 from toy_city.plan import ANY_TIME, FIRST_DRIVE, View
@@ -188,6 +189,11 @@ def make_toy_sfm(
     folder: Path, config: ToySfmConfig, test_datasets: Sequence[str], workers: int = 1
 ) -> bool:
     """Write the data set; False if it is there already. InputError if anything else is there."""
+    with alone(folder, "making toy landmarks there"):
+        return _make(folder, config, test_datasets, workers)
+
+
+def _make(folder: Path, config: ToySfmConfig, test_datasets: Sequence[str], workers: int) -> bool:
     kind = {"config": dataclasses.asdict(config), "test_datasets": list(test_datasets)}
     description = json.dumps(kind, indent=2)
     marker = folder / MARKER

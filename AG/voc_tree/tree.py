@@ -6,6 +6,7 @@ flat codebook, height 2 with 256 branches has 65,536 words at the cost of 512 co
 
 import json
 import os
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cached_property
@@ -18,7 +19,7 @@ import torch
 
 from retrieval.configs.rank import TreeConfig
 from retrieval.errors import InputError
-from retrieval.files import write_atomically
+from retrieval.files import sealed, unsealed, write_atomically
 from voc_tree.grouped import kmeans, padded_groups, squared_distances
 
 # Distances held at a time while descriptors go down the tree.
@@ -132,7 +133,9 @@ class Tree:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, atomically; its metadata are the settings."""
         tensors = {"centroids": self.centroids, "first_child": self.first_child}
-        settings = {"tree": asdict(self.config), "features": self.features}
+        settings = sealed(
+            {"tree": asdict(self.config), "features": self.features, "crc32": _crc32(**tensors)}
+        )
         metadata = {"settings": json.dumps(settings)}
         write_atomically(os.fspath(path), safetensors.torch.save(tensors, metadata))
 
@@ -147,19 +150,27 @@ class Tree:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Tree":
-        """Read what `save` wrote; the centroids are mapped into memory."""
+        """What `save` wrote; InputError if there is none, or a byte of it has changed."""
         try:
             tensors = safetensors.torch.load_file(path)
             with safetensors.safe_open(path, "pt") as file:
-                settings = json.loads(file.metadata()["settings"])
-            config = TreeConfig(**settings["tree"])
-            return cls(config, tensors["centroids"], tensors["first_child"], settings["features"])
+                settings = unsealed(json.loads(file.metadata()["settings"]))
+            if settings["crc32"] != _crc32(**tensors):
+                raise ValueError("its checksum is wrong")
+            return cls(TreeConfig(**settings["tree"]), **tensors, features=settings["features"])
         except FileNotFoundError as error:
             raise InputError(f"{path}: no such tree; build it (without --no-train)") from error
-        except (OSError, safetensors.SafetensorError, LookupError, TypeError, ValueError) as error:
+        except (
+            *(OSError, safetensors.SafetensorError, LookupError, TypeError, ValueError),
+            AttributeError,
+        ) as error:
             raise InputError(
                 f"{path}: not a tree ({error}); build it again (without --no-train)"
             ) from error
+
+
+def _crc32(centroids: torch.Tensor, first_child: torch.Tensor) -> int:
+    return zlib.crc32(first_child.numpy().data, zlib.crc32(centroids.numpy().data))
 
 
 @torch.inference_mode()

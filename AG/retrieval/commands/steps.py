@@ -1,6 +1,5 @@
 """Commands run one after the other in processes of their own; what is done is not done again."""
 
-import json
 import logging
 import os
 import shlex
@@ -9,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from retrieval.files import write_atomically
+from retrieval.files import read_json, sealed, write_json
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +22,10 @@ class Steps:
         self._file = file
         self.seconds: dict[str, float] = {}
         if file.exists():
-            self.seconds = json.loads(file.read_text())
+            try:
+                self.seconds = {name: float(taken) for name, taken in read_json(file).items()}
+            except (OSError, ValueError, TypeError) as error:
+                log.warning("%s is damaged (%s): all steps are taken again", file, error)
 
     def take(self, step: str, *commands: str) -> None:
         """Run ``python3 COMMAND``, by this interpreter, for each command unless the step is done.
@@ -41,7 +43,7 @@ class Steps:
                 log.info("stopped at %r; the same command goes on from here", step)
                 sys.exit(status)
         self.seconds[step] = round(time.perf_counter() - start, 1)
-        write_atomically(self._file, json.dumps(self.seconds, indent=2) + "\n")
+        write_json(self._file, sealed(self.seconds))
 
 
 def _python() -> str:

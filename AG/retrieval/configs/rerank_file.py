@@ -1,5 +1,6 @@
 """rerank.toml: the settings of a re-ranking, as tune.py writes them and eval.py reads them.
 
+checksum = "…"      # of the rest; take this line out when you edit the file
 rerank = true       # false: no re-ranking, whatever follows here or in flags
 top_k = 20
 floor = 12.0        # what is left out is as by default
@@ -20,7 +21,7 @@ import tomli_w
 
 from retrieval.configs.rank import MatchConfig, RerankConfig, VerifyConfig
 from retrieval.errors import InputError
-from retrieval.files import write_atomically
+from retrieval.files import sealed, unsealed, write_atomically
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -35,7 +36,7 @@ def write_rerank(path: Path, config: RerankConfig | None, comment: Sequence[str]
     if config is not None:
         content |= _without_none(dataclasses.asdict(config))
     lines = [f"# {line}".rstrip() for text in comment for line in text.splitlines() or [""]]
-    write_atomically(path, "\n".join([*lines, tomli_w.dumps(content)]))
+    write_atomically(path, "\n".join([*lines, tomli_w.dumps(sealed(content))]))
 
 
 def read_rerank(path: Path) -> RerankConfig | None:
@@ -50,6 +51,14 @@ def read_rerank(path: Path) -> RerankConfig | None:
         raise InputError(f"--rerank_config {path}: no such file (tune.py writes one)") from None
     except (OSError, ValueError) as error:  # of encoding and of TOML too
         raise InputError(f"--rerank_config {path} cannot be read: {error}") from error
+    if not content:
+        raise InputError(f"--rerank_config {path} says nothing: tune.py writes such a file")
+    try:
+        content = unsealed(content)
+    except ValueError:
+        raise InputError(
+            f"--rerank_config {path} is damaged, or was edited: then take out its line checksum"
+        ) from None
     switch = content.pop(_SWITCH, True)
     if not isinstance(switch, bool):
         raise InputError(f"{path}: {_SWITCH} = {switch!r}: expected true or false")

@@ -1,5 +1,6 @@
 """What figures are put together from, and `save`, which writes them."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,13 +12,16 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from retrieval.drawing.palette import COLOURS, NEUTRAL, RIGHT, SIGNS, WRONG
+from retrieval.files import write_atomically
 
 
 def save(figure: Figure, path: Path, dpi: int = 120) -> None:
     """Write the figure as an image file; the ending of ``path`` names the format."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=dpi, bbox_inches="tight", pad_inches=0.08)
+    data = io.BytesIO()
+    kind = path.suffix.lstrip(".") or None
+    figure.savefig(data, format=kind, dpi=dpi, bbox_inches="tight", pad_inches=0.08)
+    write_atomically(path, data.getbuffer())
 
 
 def of_picture(picture: np.ndarray, title: str) -> tuple[Figure, Axes]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import fcntl
 import json
 import logging
 import shlex
@@ -11,11 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import filelock
 from torch.utils.tensorboard import SummaryWriter
 
 from retrieval.configs.learn import BEST_MODEL
 from retrieval.errors import InputError
-from retrieval.files import new_folder, write_atomically
+from retrieval.files import new_folder, read_json, write_atomically
+
+log = logging.getLogger(__name__)
 
 LAST_CHECKPOINT = "last_checkpoint.pth"
 
@@ -29,10 +31,11 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        """filelock.Timeout where another process is at work in ``path``."""
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
-        self._lock = (path / ".lock").open("w")
-        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._lock = filelock.FileLock(path / ".lock")
+        self._lock.acquire(timeout=0)
         settings_file = path / "settings.json"
         if not settings_file.exists():
             text = json.dumps(settings, indent=2, sort_keys=True, default=str)
@@ -47,13 +50,20 @@ class RunFolder:
     def open(cls, root: Path, settings: Mapping[str, Any]) -> "RunFolder":
         """The folder of an unfinished run of the same settings below ``root``, else a new one.
 
-        A folder in which another process is at work is left alone.
+        A folder in which another process is at work is left alone, and one whose settings are
+        damaged is passed by with a warning.
         """
         wanted = json.loads(json.dumps(settings))
         for file in sorted(root.glob("*/settings.json"), reverse=True):
-            unfinished = not (file.parent / "finished").exists()
-            if unfinished and json.loads(file.read_text()) == wanted:
-                with contextlib.suppress(BlockingIOError):
+            if (file.parent / "finished").exists():
+                continue
+            try:
+                found = read_json(file)
+            except (OSError, ValueError) as error:
+                log.warning("%s is damaged (%s): what its run began is left alone", file, error)
+                continue
+            if found == wanted:
+                with contextlib.suppress(filelock.Timeout):
                     return cls(file.parent, settings)
         return cls(new_folder(root), settings)
 
@@ -62,7 +72,7 @@ class RunFolder:
         """The folder ``path``; InputError where another process is at work in it."""
         try:
             return cls(path, settings)
-        except BlockingIOError as error:
+        except filelock.Timeout as error:
             raise InputError(f"{path}: another process is training there") from error
 
     @property
@@ -83,7 +93,7 @@ class RunFolder:
         """Stop writing to the log and give the folder free."""
         logging.getLogger().removeHandler(self._log_file)
         self._log_file.close()
-        self._lock.close()
+        self._lock.release()
 
 
 def to_go_on_from(folder: Path, resume_train: Path | None) -> Path | None:
@@ -96,7 +106,13 @@ def to_go_on_from(folder: Path, resume_train: Path | None) -> Path | None:
     if own.exists() and resume_train is None:
         return own
     if own.exists() and settings.exists():
-        began_with = json.loads(settings.read_text()).get("resume_train")
+        try:
+            began_with = read_json(settings).get("resume_train")
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{settings} is damaged ({error}): leave out --resume_train to go on from {own}, "
+                "or begin in another folder"
+            ) from error
         return own if began_with == str(resume_train) else resume_train
     return resume_train
 
@@ -105,35 +121,27 @@ class LossLog:
     """Every loss term of every step, to ``losses.csv`` and to TensorBoard."""
 
     def __init__(self, folder: Path, epoch: int, step: int) -> None:
-        """Open for writing from (``epoch``, ``step``) on; rows of a later state are dropped."""
-        self._path = folder / "losses.csv"
-        kept = self._rows_before(epoch, step)
-        self._file = self._path.open("w", newline="", buffering=1)  # a line at a time
-        self._writer: csv.DictWriter | None = None
-        for row in kept:
-            self._write(row)
-        self._file.flush()
+        """Open for writing from (``epoch``, ``step``) on; rows of a later state are dropped.
+
+        Of a damaged file, which is kept as losses.csv.damaged, the whole rows are taken over.
+        """
+        path = folder / "losses.csv"
+        kept = _rows_before(path, epoch, step) if path.exists() else []
+        write_atomically(path, "".join(kept))
+        self._file = path.open("a", newline="", buffering=1)  # a line at a time
+        self._has_header = bool(kept)
+        self._count = max(len(kept) - 1, 0)
         # One events file per start: TensorBoard drops what a resumed run writes anew.
-        self._board = SummaryWriter(str(folder), purge_step=len(kept))
-        self._count = len(kept)
-
-    def _rows_before(self, epoch: int, step: int) -> list[dict[str, Any]]:
-        if not self._path.exists():
-            return []
-        with self._path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        complete = [row for row in rows if row["epoch"] and row["step"]]
-        return [row for row in complete if (int(row["epoch"]), int(row["step"])) < (epoch, step)]
-
-    def _write(self, row: Mapping[str, Any]) -> None:
-        if self._writer is None:
-            self._writer = csv.DictWriter(self._file, list(row))
-            self._writer.writeheader()
-        self._writer.writerow(row)
+        self._board = SummaryWriter(str(folder), purge_step=self._count)
 
     def add(self, epoch: int, step: int, terms: Mapping[str, float]) -> None:
         """Write the loss terms of one step."""
-        self._write({"epoch": epoch, "step": step, **{k: f"{v:.6g}" for k, v in terms.items()}})
+        row = {"epoch": epoch, "step": step, **{k: f"{v:.6g}" for k, v in terms.items()}}
+        writer = csv.DictWriter(self._file, list(row), lineterminator="\n")
+        if not self._has_header:
+            writer.writeheader()
+            self._has_header = True
+        writer.writerow(row)
         for name, value in terms.items():
             self._board.add_scalar(f"loss/{name}", value, self._count)
         self._count += 1
@@ -152,3 +160,29 @@ class LossLog:
         """Flush and close both logs."""
         self._file.close()
         self._board.close()
+
+
+def _rows_before(path: Path, epoch: int, step: int) -> list[str]:
+    """The header and the rows before (``epoch``, ``step``), a line each."""
+    header, *rows = path.read_text(errors="replace").splitlines(keepends=True) or [""]
+    last = (
+        rows.pop() if rows and not rows[-1].endswith("\n") else ""
+    )  # of a process that was killed
+    is_whole = header.startswith("epoch,step,") and header.endswith("\n")
+    places = [_place_of(row, header.count(",")) if is_whole else None for row in rows]
+    kept = [row for row, at in zip(rows, places, strict=True) if at and at < (epoch, step)]
+    if (header or last) and not (is_whole and all(places)):
+        aside = path.with_name(f"{path.name}.damaged")
+        path.replace(aside)
+        log.warning("%s is damaged: %d whole rows are taken over; see %s", path, len(kept), aside)
+    return [header, *kept] if kept else []
+
+
+def _place_of(row: str, commas: int) -> tuple[int, int] | None:
+    """Epoch and step of a row; None for one that is damaged."""
+    epoch, step, *terms = row.split(",")[: commas + 1] if row.count(",") == commas else ("", "")
+    try:
+        [float(term) for term in terms]
+        return int(epoch), int(step)
+    except ValueError:
+        return None

@@ -16,7 +16,6 @@ What is learned, and how, is a `Course`. The steps are written where the course 
 import contextlib
 import logging
 import math
-import shutil
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -28,6 +27,7 @@ from torch import nn
 from retrieval import checkpoint, devices, errors, progress
 from retrieval.configs.learn import LoopConfig
 from retrieval.errors import InputError
+from retrieval.files import write_atomically
 from retrieval.training import processes, run_folder
 
 log = logging.getLogger(__name__)
@@ -242,5 +242,5 @@ class Trainer:
         if self.run is not None:
             best = path.parent / run_folder.BEST_MODEL
             if best.is_file() and not self.run.best_model.exists():
-                shutil.copy(best, self.run.best_model)
+                write_atomically(self.run.best_model, best.read_bytes())
         log.info("Going on from %s: epoch %d, step %d", path, self.epoch, self.step)
