@@ -30,6 +30,13 @@ class DownloadOptions(Config, group="Data"):
     folder: Path = argument("folder to unpack it into")
     sha256: str | None = setting(None, "SHA-256 that the archive must have", "HEX")
     keep_archive: bool = setting(False, "do not delete the archive at the end")
+    max_size: float | None = setting(
+        None,
+        "unpack at most this much (default: as much as the disk has room for, and at most 100 "
+        "times the archive)",
+        "GB",
+        above=0,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -40,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with alone(folder / name, "fetching it"):
         archive = download(asked.url, folder / name, asked.sha256)
         log.info("unpacking %s", archive)
-        unpack(archive, folder)
+        most = 100 * archive.stat().st_size if asked.max_size is None else asked.max_size * 1e9
+        unpack(archive, folder, most)
         if not asked.keep_archive:
             archive.unlink()
     log.info("%s: %s", folder, ", ".join(sorted(path.name for path in folder.iterdir())))

@@ -24,10 +24,10 @@ class Server(ThreadingHTTPServer):
     """Sends ``content``; breaks off after ``most`` bytes; knows ranges if ``ranges``.
 
     ``tags`` are headers that name this version of the content; it looks at If-Range, unless it is
-    ``careless``.
+    ``careless``. ``shift``: how far what it sends lies behind what was asked for.
     """
 
-    content, most, ranges, careless = DATA, 10**9, True, False
+    content, most, ranges, careless, shift = DATA, 10**9, True, False, 0
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -55,6 +55,8 @@ class Handler(BaseHTTPRequestHandler):
         body = server.content[start:]
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(body)))
+        if start:
+            self.send_header("Content-Range", f"bytes {start + server.shift}-")
         for name, value in server.tags.items():
             self.send_header(name, value)
         self.end_headers()
@@ -274,3 +276,67 @@ def test_what_is_there_stays_but_for_files_of_the_same_name(tmp_path, kind):
     file.write_bytes(archive(kind, "set/train"))
     with pytest.raises(InputError, match="set/train"):
         unpack(file, folder)
+
+
+def linked(kind: bytes) -> bytes:
+    """An archive of a link that leads outside."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as members:
+        member = tarfile.TarInfo("data/link")
+        member.type, member.linkname = kind, "../../outside"
+        members.addfile(member)
+    return data.getvalue()
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
+def test_links_in_archives_are_refused(tmp_path, kind):
+    file = tmp_path / "a.tar"
+    file.write_bytes(linked(kind))
+    with pytest.raises(InputError, match=r"data/link is no plain file or folder but a link"):
+        unpack(file, tmp_path / "in")
+    assert not list((tmp_path / "in").iterdir())
+
+
+def test_nothing_is_written_through_a_link_that_is_there(tmp_path):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "set").symlink_to(tmp_path / "outside")
+    file = tmp_path / "a.zip"
+    file.write_bytes(archive("zip"))
+    with pytest.raises(InputError, match=r"in/set is a link: what lies behind it is left alone"):
+        unpack(file, tmp_path / "in")
+    assert not list((tmp_path / "outside").iterdir())
+
+
+@pytest.mark.parametrize("kind", ["zip", "w:gz"])
+def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path, url, server, kind):
+    server.content = bomb(kind)
+    with pytest.raises(InputError, match=r"take 0\.02 GB unpacked, more than 0\.00 GB.*--max_size"):
+        get_data.main([url, str(tmp_path / "in")])
+    assert [path.name for path in (tmp_path / "in").iterdir()] == ["set.zip"]
+    get_data.main([url, str(tmp_path / "in"), "--max_size", "0.1"])
+    assert (tmp_path / "in/zeros").stat().st_size == 20_000_000
+
+
+def bomb(kind: str) -> bytes:
+    data = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as members:
+            members.writestr("zeros", bytes(20_000_000))
+    else:
+        with tarfile.open(fileobj=data, mode="w:gz") as members:
+            member = tarfile.TarInfo("zeros")
+            member.size = 20_000_000
+            members.addfile(member, io.BytesIO(bytes(member.size)))
+    return data.getvalue()
+
+
+def test_another_part_than_was_asked_for_is_refused(server, url, tmp_path):
+    server.most = 2_000_000
+    with pytest.raises(InputError, match="goes on"):
+        download(url, tmp_path / "set")
+    server.most, server.shift = 10**9, 7
+    with pytest.raises(InputError, match=r"asked for bytes from \d+ on, the server sends 'bytes"):
+        download(url, tmp_path / "set")
+    server.shift = 0
+    assert download(url, tmp_path / "set").read_bytes() == DATA

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ import pytest
 
 from retrieval import metrics
 from retrieval.data import ground_truth, images, places, positives
+from retrieval.data.safe_pickle import read_pickle
 from retrieval.errors import InputError
+
+AG = Path(__file__).parents[1] / "AG"
 
 
 def data_folder(name):
@@ -344,3 +348,66 @@ def test_mini_paris():
     revisited = ground_truth.read_gnd(data_folder("mini_rparis") / "gnd_mini_rparis.json")
     assert (len(revisited.imlist), len(revisited.qimlist)) == (238, 12)
     assert list(revisited.ground_truth) == ["E", "M", "H"]
+
+
+def nested(depth: int, times: int) -> bytes:
+    """A list of several times a list of several times a list …"""
+    value: list = []
+    for _ in range(depth):
+        value = [value] * times
+    return pickle.dumps({"gnd": value})
+
+
+HOSTILE = {
+    "type that is none": pickle.dumps(np.arange(4, dtype=np.int64), 2).replace(b"i8", b"V9"),
+    "shape that lies": pickle.dumps(np.arange(64.0), 2).replace(b"K@\x85", b"K\xff\x85"),
+    "shared lists": nested(8, 100),
+    "lists too deep": nested(40, 1),
+    "a number of a value": b"\x80\x02]r\xff\xff\xff\x0f.",
+    "bytes of a length": b"\x80\x03cbuiltins\nbytes\nJ\xff\xff\xff\x7f\x85R.",
+    "state of a function": b"\x80\x02c_codecs\nencode\n}X\x01\x00\x00\x00aK\x01sb.",
+    "state of an array": b"\x80\x02cnumpy\nndarray\n)RK\x07b.",
+    "a circle": b"\x80\x02]q\x00h\x00a.",
+    "an object": b"\x80\x02cnumpy\ndtype\n)\x81.",
+    "a persistent name": b"\x80\x02Paway\n.",
+    "array of objects": pickle.dumps(np.array([[[1]], {}], object).reshape(2, 1), 2),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_pickles_are_refused_at_once(kind, tmp_path):
+    path = tmp_path / "gnd.pkl"
+    path.write_bytes(HOSTILE[kind])
+    code = (
+        "import resource, sys; from pathlib import Path\n"
+        "from retrieval.data.safe_pickle import read_pickle\n"
+        "from retrieval.errors import InputError\n"
+        "used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 28), used + (1 << 28)))\n"
+        "try:\n    read_pickle(sys.argv[1])\nexcept InputError as error:\n    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        env={**os.environ, "PYTHONPATH": str(AG)}, capture_output=True, text=True, timeout=20,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "cannot be read as a pickle of plain values" in done.stdout
+
+
+def test_arrays_of_every_plain_type_are_read(tmp_path):
+    arrays = {
+        "big": np.arange(6, dtype=">i4").reshape(2, 3),
+        "columns": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "texts": np.array(["a", "bcd"]),
+        "bytes": np.array([b"a", b"bc"]),
+        "truths": np.array([True, False]),
+        "empty": np.empty((0, 4), np.float16),
+    }
+    for protocol in range(6):
+        write_gnd(tmp_path / "a.pkl", arrays | {"scalar": np.float32(2.5)}, protocol)
+        found = read_pickle(tmp_path / "a.pkl")
+        assert found.pop("scalar") == 2.5
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(found[name], array)
+        write_gnd(tmp_path / "a.pkl", {"names": np.array(["a", "b"], object)}, protocol)
+        assert read_pickle(tmp_path / "a.pkl") == {"names": ["a", "b"]}

@@ -163,11 +163,12 @@ def test_missing_truncated_and_huge_files(tmp_path, monkeypatch):
     (tmp_path / "cut.jpg").write_bytes(data[: len(data) // 2])
     with pytest.raises(ImageError, match=r"cut\.jpg.*truncated.*replace or remove"):
         images.read_image(tmp_path / "cut.jpg")
+    Image.fromarray(photo(200, 200)).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(ImageError, match=r"a\.jpg.*decompression bomb"):
-        images.read_image(tmp_path / "a.jpg")
+    with pytest.raises(ImageError, match=r"a\.png.*decompression bomb"):
+        images.read_image(tmp_path / "a.png")
     with pytest.raises(ImageError, match="decompression bomb"):
-        images.image_size(tmp_path / "a.jpg")
+        images.image_size(tmp_path / "a.png")
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
@@ -212,3 +213,25 @@ def test_real_photos_read_alike_with_and_without_draft():
         small = images.read_image(path, 256)
         plain = images.resize(whole, (small.shape[1], small.shape[0])).astype(int)
         assert np.abs(small - plain).mean() < 5
+
+
+def test_only_the_listed_formats_are_decoded(tmp_path):
+    for name, form in (("a.jpg", "EPS"), ("b.jpg", "GIF"), ("c.png", "PPM")):
+        Image.fromarray(photo()).save(tmp_path / name, format=form)
+        with pytest.raises(ImageError, match=f"cannot identify.*{name}"):
+            images.read_image(tmp_path / name)
+        with pytest.raises(ImageError, match=name):
+            images.image_size(tmp_path / name)
+
+
+def test_the_limit_is_on_what_is_decoded(tmp_path, monkeypatch):
+    big = tmp_path / "big.jpg"
+    Image.new("RGB", (15_000, 12_500), "red").save(big)  # 187 million pixels: Pillow refuses them
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # twice that is its limit
+    assert images.image_size(big) == (15_000, 12_500)
+    assert images.read_image(big, 1024).shape == (853, 1024, 3)
+    with pytest.raises(ImageError, match=r"15000×12500 pixels, more than 128 million.*--longest_s"):
+        images.read_image(big)
+    Image.new("L", (200, 200)).save(tmp_path / "a.png")
+    with pytest.raises(ImageError, match=r"a\.png"):
+        images.read_image(tmp_path / "a.png", 10)

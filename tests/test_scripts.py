@@ -314,3 +314,17 @@ def test_two_processes_train_together(workplace):
     assert (folder / "best_model.pth").is_file()
     with (folder / "losses.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 2
+
+
+def test_names_cannot_steer_the_terminal(workplace):
+    odd = os.fsdecode(b"a\x1b[2J\xff.jpg")
+    (workplace / "odd").mkdir()
+    (workplace / "odd" / odd).write_bytes(b"no photo")
+    done = run(
+        workplace,
+        "eval.py --database_folder odd --queries_folder odd --no_labels --backbone resnet18 "
+        "--pretrained none",
+        status=2,
+    )
+    assert r"a\x1b[2J\udcff.jpg" in done.stderr
+    assert "\x1b" not in done.stdout + done.stderr

@@ -1,10 +1,13 @@
 """How a script runs and ends."""
 
 import ctypes
+import io
 import logging
 import logging.handlers
 import os
+import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,6 +16,8 @@ from retrieval.files import command_line, new_folder, write_atomically
 
 CACHE = Path("cache")
 LOGS = Path("logs")
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 # Lines of the log that are kept until there is a run folder to write them to.
 _MOST_LINES = 10_000
@@ -49,7 +54,7 @@ def keep_log(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "command.txt", command_line() + "\n")
     file = logging.FileHandler(folder / "info.log", encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    file.setFormatter(PlainText("%(asctime)s %(message)s"))
     root_log = logging.getLogger()
     for kept in [each for each in root_log.handlers if type(each).__name__ == "MemoryHandler"]:
         assert isinstance(kept, logging.handlers.MemoryHandler)
@@ -62,8 +67,14 @@ def keep_log(folder: Path) -> None:
 def _status_of(work: Callable[[], object]) -> int:
     # Of the processes that torchrun starts, the first one speaks for all.
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
-    logging.basicConfig(format="%(message)s", level=level, stream=sys.stdout)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files, signs that a console lacks
+            stream.reconfigure(errors="backslashreplace")
+    printed = logging.StreamHandler(sys.stdout)
+    printed.setFormatter(PlainText("%(message)s"))
+    logging.basicConfig(level=level, handlers=[printed])
     logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells how it was loaded
+    warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # Pillow's; we have our own
     try:
         work()
     except Stopped as stop:
@@ -76,8 +87,21 @@ def _status_of(work: Callable[[], object]) -> int:
 
 
 def _say(message: str, status: int) -> int:
-    print(message, file=sys.stderr)
+    print(without_escapes(message), file=sys.stderr)
     return status
+
+
+class PlainText(logging.Formatter):
+    """Lines in which what would steer a terminal is written out: names may hold anything."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line of a record."""
+        return without_escapes(super().format(record))
+
+
+def without_escapes(text: str) -> str:
+    """The text with its control characters, but for ends of lines and tabs, as ``\\x1b``."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def keep_freed_memory() -> None:

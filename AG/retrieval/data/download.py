@@ -2,6 +2,7 @@
 
 import hashlib
 import http.client
+import math
 import os
 import shutil
 import tarfile
@@ -70,6 +71,9 @@ def _fetch(url: str, part: Path) -> None:
         if goes_on and tag and _tag_of(response.headers) not in ("", tag):
             file.truncate(0)
             raise ConnectionError("the file there has changed")
+        sent = response.headers.get("Content-Range", f"bytes {there}-")
+        if goes_on and not sent.startswith(f"bytes {there}-"):
+            raise ConnectionError(f"asked for bytes from {there} on, the server sends {sent!r}")
         if not goes_on:
             _tag_file(part).write_text(_tag_of(response.headers), encoding="utf-8")
         there = file.tell()
@@ -114,22 +118,25 @@ def _verify(path: Path, sha256: str | None) -> None:
         )
 
 
-def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a .zip or .tar(.gz, …) below ``folder``; members that would lie outside are refused.
+def unpack(archive: Path, folder: Path, most_bytes: float = math.inf) -> None:
+    """Unpack a .zip or .tar(.gz, …) below ``folder``; only plain files and folders.
 
     What is unpacked takes its place when the whole archive has been read and its checksums hold;
     files that are there already are replaced. Raises InputError for a file that is no archive, a
-    damaged or an encrypted one.
+    damaged or an encrypted one, for links and members that would lie outside, for a link in the
+    way, and where what is unpacked is more than ``most_bytes`` or than the disk has left.
     """
     unfinished = folder / f".{archive.name}.unpacking"
     try:
         shutil.rmtree(unfinished, ignore_errors=True)  # of a call that was killed
         unfinished.mkdir(parents=True)
+        room = min(most_bytes, shutil.disk_usage(unfinished).free)
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as members:
-                members.extractall(unfinished)
+                _check_room(archive, sum(each.file_size for each in members.infolist()), room)
+                members.extractall(unfinished)  # never a link; no more than it declares
         else:
-            _extract_tar(archive, unfinished)
+            _extract_tar(archive, unfinished, room)
         _move(unfinished, folder)
     except (*ARCHIVE_ERRORS, tarfile.TarError) as error:
         raise InputError(
@@ -140,9 +147,23 @@ def unpack(archive: Path, folder: Path) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _extract_tar(archive: Path, folder: Path) -> None:
+def _check_room(archive: Path, size: int, room: float) -> None:
+    if size > room:
+        raise InputError(
+            f"{archive} would take {size / 1e9:.2f} GB unpacked, more than {room / 1e9:.2f} GB: "
+            "make room on the disk, or raise --max_size"
+        )
+
+
+def _extract_tar(archive: Path, folder: Path, room: float) -> None:
+    size = 0
     with tarfile.open(archive) as members:
-        members.extractall(folder, filter="data")
+        for member in members:
+            if not (member.isreg() or member.isdir()):
+                raise tarfile.ReadError(f"{member.name} is no plain file or folder but a link")
+            size += member.size
+            _check_room(archive, size, room)
+            members.extract(member, folder, filter="data")
         file = members.fileobj
         assert file is not None
         # tarfile takes a damaged header for the end of the archive, which is a block of zeros.
@@ -154,8 +175,10 @@ def _extract_tar(archive: Path, folder: Path) -> None:
 
 
 def _move(source: Path, target: Path) -> None:
-    """Rename; a folder that is there already takes in the entries of the other."""
-    if source.is_dir() and not source.is_symlink() and target.is_dir():
+    """Rename; a folder that is there already takes in the other's entries; no link is followed."""
+    if target.is_symlink():
+        raise InputError(f"{target} is a link: what lies behind it is left alone; remove it first")
+    if source.is_dir() and target.is_dir():
         for entry in list(source.iterdir()):
             _move(entry, target / entry.name)
     else:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, JpegImagePlugin
 
 from retrieval import progress
 from retrieval.errors import InputError
@@ -17,13 +17,16 @@ from retrieval.errors import InputError
 Box = tuple[float, float, float, float]
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+# The decoders that are used, whatever a file is called: one of the others starts Ghostscript.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+# Pixels that are decoded at most, some 400 MB: more than the largest cameras of phones give.
+MOST_PIXELS = 128_000_000
 
 # ImageNet statistics, with which torchvision's backbones were trained.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
-# What Pillow's decoders raise on files that are damaged, not images, or too large to be honest
-# (twice `Image.MAX_IMAGE_PIXELS`).
+# What Pillow's decoders raise on files that are damaged, not images, or too large.
 _DECODE_ERRORS = (
     OSError,
     SyntaxError,
@@ -85,14 +88,20 @@ def read_image(path: str | os.PathLike[str], longest_side: int | None = None) ->
     With ``longest_side`` a larger image is reduced so that its longer side has that many pixels;
     a smaller one keeps its size. A JPEG is then decoded at 1/2, 1/4 or 1/8 of its size where that
     is enough. Grey, palette and CMYK images become RGB, an alpha channel is dropped, 16-bit grey
-    keeps its upper 8 bits. Raises ImageError for a file that is missing, damaged or truncated.
+    keeps its upper 8 bits. Raises ImageError for a file that is missing, damaged or truncated, of
+    none of the `FORMATS`, or of more than MOST_PIXELS to decode.
     """
     try:
-        with Image.open(path) as image:
+        with _open(path) as image:
             size = image.size
             if longest_side is not None and longest_side < max(size):
                 size = _fit(size, longest_side)
                 image.draft(None, size)
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(
+                    f"{image.width}×{image.height} pixels, more than {MOST_PIXELS // 10**6} "
+                    "million; reduce it (of a JPEG, --longest_side decodes less)"
+                )
             image.load()
             rgb = _to_rgb(image)
             if rgb.size != size:
@@ -106,11 +115,25 @@ def read_image(path: str | os.PathLike[str], longest_side: int | None = None) ->
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """(width, height) in pixels of the upright image, from the file's header alone."""
     try:
-        with Image.open(path) as image:
+        with _open(path) as image:
             width, height = image.size
             return (height, width) if _orientation(image) >= 5 else (width, height)
     except _DECODE_ERRORS as error:
         raise _unreadable(path, error) from error
+
+
+def _open(path: str | os.PathLike[str]) -> Image.Image:
+    """The image, of which the header has been read.
+
+    Pillow limits the whole image; of a JPEG less than that may be decoded, which is limited there.
+    """
+    try:
+        return Image.open(path, formats=FORMATS)
+    except Image.DecompressionBombError:
+        with open(path, "rb") as file:
+            if file.read(2) != b"\xff\xd8":
+                raise
+        return JpegImagePlugin.JpegImageFile(path)
 
 
 def check_headers(
