@@ -4,6 +4,7 @@ import ast
 import contextlib
 import dataclasses
 import functools
+import math
 import re
 import shlex
 import subprocess
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 
 from retrieval.commands import (
@@ -354,7 +356,7 @@ def test_no_flag_means_two_things(monkeypatch):
 def test_every_flag_that_an_error_names_exists(monkeypatch):
     """In some script; a grid's rows and torchrun's flags aside."""
     known = {"--untracked_files", "--porcelain", "--nproc_per_node", "--standalone", "--help"}
-    known |= {"--sha256", "--keep_archive", "--FLAG", "--no_field"}
+    known |= {"--sha256", "--keep_archive", "--max_size", "--FLAG", "--no_field"}
     for read, _ in READERS.values():
         parser = parser_for(read, monkeypatch)
         known |= set(parser._option_string_actions) | {f"--{name}" for name in parser._names}
@@ -433,3 +435,32 @@ OLD = [
 def test_old_names_go_on_working(script, line, flag, value, monkeypatch):
     asked = parser_for(READERS[script][0], monkeypatch).read(shlex.split(line))
     assert asked.get(flag) == value
+
+
+ODD = ("0", "-1", "nan", "inf", "-inf", "1000000000", "1e999", "", "xyzzy", "0.5")
+
+
+def refusal(read, words: list[str], capsys) -> str:
+    """What is said of a command line; nothing if it is taken, which must then be finite."""
+    try:
+        options = read("text", words)
+        found = values_of(options).values() if dataclasses.is_dataclass(options) else []
+    except InputError as error:
+        return str(error)
+    except SystemExit as stop:  # of argparse
+        return capsys.readouterr().err if stop.code == 2 else f"exit status {stop.code}"
+    numbers = [each for values in found for value in values for each in np.ravel([value])]
+    assert not any(isinstance(each, float) and not math.isfinite(each) for each in numbers), words
+    return ""
+
+
+@pytest.mark.parametrize("script", READERS)
+def test_odd_values_are_refused_by_the_name_of_the_flag(script, places, monkeypatch, capsys):
+    read, line = READERS[script]
+    for action in parser_for(read, monkeypatch)._actions:
+        if action.option_strings and action.nargs != 0:
+            flag = action.option_strings[0]
+            for value in ODD:
+                said = refusal(read, [*shlex.split(line.format(**places)), flag, value], capsys)
+                told = (flag, flag.replace("_", "-"), value or "no text", "make the directory name")
+                assert not said or any(each in said for each in told), f"{flag} {value!r}: {said}"

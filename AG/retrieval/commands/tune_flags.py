@@ -10,7 +10,8 @@ from retrieval.commands.flags import Parser
 from retrieval.commands.shared_flags import WEIGHTS
 from retrieval.configs.rank import MatchConfig, RerankConfig, VerifyConfig
 from retrieval.configs.run import Resources
-from retrieval.configs.setting import Config, abouts, argument, setting
+from retrieval.configs.setting import About, Config, abouts, argument, setting
+from retrieval.errors import InputError
 from retrieval.tuning.search_space import NAMES, WORDS, Axes, in_words
 
 _WHOLE = ("top_k", "num_features")
@@ -60,14 +61,17 @@ def read_tuning(description: str | None, argv: Sequence[str] | None) -> TuningOp
     _add_axes(parser)
     asked = parser.read(argv)
     axes = {name: asked.get(name) for name in NAMES if asked.get(name) is not None}
+    for name, values in axes.items():
+        for value in values:
+            if value is not None and (fault := _meanings()[name].fault(value)):
+                raise InputError(f"--{name} {value}: {fault}")
     return asked.config(TuningOptions, axes=Axes(**axes))
 
 
 def _add_axes(parser: Parser) -> None:
     """What each value means stands on its field in the configs of re-ranking."""
-    meanings = {**abouts(VerifyConfig), **abouts(MatchConfig), **abouts(RerankConfig)}
     for each in fields(Axes):
-        name, about = each.name, meanings[each.name]
+        name, about = each.name, _meanings()[each.name]
         text = about.text.partition(" (default")[0]
         if name in WORDS:
             text += f" (a number or {WORDS[name]})"
@@ -79,6 +83,10 @@ def _add_axes(parser: Parser) -> None:
         text += f" (default: {words or _OF_THE_RUN[name]})"
         parser.group("Values to try").add_argument(f"--{name}", nargs="+", help=text, **how)
         parser.rename(name, names=about.names)
+
+
+def _meanings() -> dict[str, About]:
+    return {**abouts(VerifyConfig), **abouts(MatchConfig), **abouts(RerankConfig)}
 
 
 def _reader(name: str) -> Callable[[str], float | None]:
