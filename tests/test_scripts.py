@@ -328,3 +328,23 @@ def test_names_cannot_steer_the_terminal(workplace):
     )
     assert r"a\x1b[2J\udcff.jpg" in done.stderr
     assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_a_signal_to_the_helper_processes_too_stops_a_training(workplace):
+    command = f"train.py {TRAINING} {NETWORK} --iterations_per_epoch 400 --save_dir group"
+    script, *words = f"{command} --num_workers 2".split()
+    process = subprocess.Popen(
+        [sys.executable, str(AG / script), *words], cwd=workplace, env=environment(),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    folder = workplace / "logs" / "group"
+    while not any(path.stat().st_size > 200 for path in folder.glob("*/losses.csv")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)  # as `timeout` and schedulers do
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    assert "stopped by SIGTERM; the same command goes on from there" in output
+    assert "Traceback" not in output
+    assert (runs(workplace, "group")[0] / "last_checkpoint.pth").exists()

@@ -1,7 +1,6 @@
-"""Where the work is done: devices, precision, workers that load."""
+"""Where the work is done: devices, precision."""
 
 import contextlib
-import signal
 
 import torch
 
@@ -17,11 +16,15 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise InputError(f"--device {name}: no such device; choose auto, cpu or cuda") from error
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise InputError(f"--device {name}: no network runs there; choose auto, cpu, cuda or mps")
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
         raise InputError(
             f"--device {name}: this machine offers {count} CUDA GPUs; use --device cpu"
         )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError(f"--device {name}: this machine has no such GPU; use --device cpu")
     return device
 
 
@@ -31,9 +34,3 @@ def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractC
         return contextlib.nullcontext()
     dtype = torch.bfloat16 if precision == "bf16" else torch.float16
     return torch.autocast(device.type, dtype=dtype)
-
-
-def quiet_worker(worker: int) -> None:
-    """Let a loader's worker leave Ctrl-C to the main process, and take one thread only."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)

@@ -17,3 +17,7 @@ class Stopped(Exception):
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
         self.exit_status = 128 + signal_number
+
+
+class WorkerDied(InputError):
+    """A helper process was killed, by the system or together with this one."""

@@ -5,6 +5,7 @@ tell `progress.advance` how many photos are done.
 """
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,12 +13,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from retrieval import devices, progress
 from retrieval.configs.describe import ExtractConfig
 from retrieval.configs.run import Resources
 from retrieval.data import images
+from retrieval.data.loading import load
 from retrieval.data.photo_sets import Photo, as_photos
 from retrieval.errors import InputError
 from retrieval.features import FeatureStore, LocalFeatures
@@ -89,15 +91,9 @@ def load_batches(
         by_size.setdefault(plan.target, []).append(row)
     step = resources.infer_batch_size
     batches = [rows[i : i + step] for rows in by_size.values() for i in range(0, len(rows), step)]
-    loader = DataLoader(
-        _Photos(plans),
-        batch_sampler=batches,
-        collate_fn=list,
-        num_workers=min(resources.num_workers, len(batches)),
-        worker_init_fn=devices.quiet_worker,
-    )
+    pixels = [min(step, len(rows)) * math.prod(size) for size, rows in by_size.items()]
     errors: list[str] = []
-    for items in loader:
+    for items in load(_Photos(plans), batches, resources.num_workers, 3 * max(pixels, default=0)):
         errors += [image for _, image in items if isinstance(image, str)]
         sound = [(row, image) for row, image in items if not isinstance(image, str)]
         if sound:

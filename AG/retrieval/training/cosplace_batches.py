@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset, default_collate
 from torchvision.transforms import v2
 
-from retrieval import devices
 from retrieval.configs.learn import AugmentConfig, Recipe
 from retrieval.data import images
+from retrieval.data.loading import load
 from retrieval.data.places import Group
 from retrieval.errors import InputError
 from retrieval.training import processes
@@ -113,14 +113,15 @@ class GroupBatches:
         """
         train, device = self._recipe.train, self._world.device
         size = self._recipe.augment.image_size
-        loader = DataLoader(
+        loaded = load(
             Draws(self._paths, group, train.seed, epoch, self._augment_in_workers, size),
-            batch_sampler=self._steps(first),
-            num_workers=train.num_workers,
+            self._steps(first),
+            train.num_workers,
+            self._share * 3 * size * size * 4,
+            default_collate,
             pin_memory=device.type == "cuda",
-            worker_init_fn=devices.quiet_worker,
         )
-        for batch, labels, seeds, messages in loader:
+        for batch, labels, seeds, messages in loaded:
             whole = self._whole(messages)
             batch = batch[whole].to(device, non_blocking=True)
             if self._augment_here is not None:

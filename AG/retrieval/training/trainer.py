@@ -100,7 +100,14 @@ class Trainer:
             if self.run is not None:
                 self._log = run_folder.LossLog(self.run.path, self.epoch, self.step)
                 closing.callback(self._log.close)
-            yield
+            try:
+                yield
+            except (errors.WorkerDied, RuntimeError) as error:
+                # A signal that the helper processes got too, who were gone before this step ended:
+                # the last checkpoint stands.
+                if self._stop.number and "DataLoader worker" in str(error):
+                    raise errors.Stopped(self._stop.number) from None
+                raise
 
     def epochs(self, count: int) -> Iterator[int]:
         """The numbers of the epochs that remain of ``count``."""

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from retrieval import devices, extraction, progress
 from retrieval.configs.describe import ExtractConfig, Precision
 from retrieval.configs.learn import MiningConfig, TuneConfig
 from retrieval.configs.run import Resources
 from retrieval.data.images import normalize
+from retrieval.data.loading import load
 from retrieval.data.photo_sets import as_photos
 from retrieval.data.sfm_pairs import SfmPairs
 from retrieval.errors import InputError
@@ -97,14 +97,11 @@ class TupleCourse:
             list(range(start + self._world.rank, min(start + size, count), self._world.size))
             for start in range(first * size, count, size)
         ]
-        loader = DataLoader(
-            TuplePhotos(pairs, tuples, self._tune.image_size),
-            batch_sampler=shares,
-            collate_fn=list,
-            num_workers=min(self._resources.num_workers, len(shares)),
-            worker_init_fn=devices.quiet_worker,
-        )
-        for items in loader:
+        side = self._tune.image_size
+        photos = TuplePhotos(pairs, tuples, side)
+        largest = sum(len(tuples.rows(row)) for row in max(shares, key=len, default=[]))
+        batch_bytes = largest * 3 * side * side
+        for items in load(photos, shares, self._resources.num_workers, batch_bytes):
             errors = [item for item in items if isinstance(item, str)]
             if errors:
                 raise InputError("; ".join(errors))
