@@ -14,6 +14,12 @@ def _kept_memory():
     script.keep_freed_memory()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory):
+    """What is known of files' contents is kept apart from the user's."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
     # The suite runs one process a core.

@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from retrieval import feature_folders
-from retrieval.data.photo_sets import open_revisited
+from retrieval.data.photo_sets import PhotoSet, contents, open_revisited
 from retrieval.errors import InputError
 from retrieval.feature_folders import (
     check_complete,
@@ -14,6 +15,7 @@ from retrieval.feature_folders import (
     find_store,
     made_from,
     open_features,
+    open_store,
     point_to,
     stored_features,
 )
@@ -136,3 +138,41 @@ def test_a_damaged_file(root):
 def test_a_source_survives_json(photos):
     told = json.loads(json.dumps(feature_folders.source_as_json(photos.source)))
     assert feature_folders.source_from_json(told) == photos.source
+
+
+def fill(photos, folder) -> list[str]:
+    """Put features of all photos that the store lacks; their names."""
+    store = open_store(photos, "sift", {"feature_num": 2}, folder)
+    every = [*photos.query_photos, *photos.database_photos]
+    missing = [photo for photo in every if photo.name not in store]
+    with store.writer() as writer:
+        for photo, content in zip(missing, contents(missing), strict=True):
+            writer.put(photo.name, features(abs(hash(content))), content)
+    return [photo.name for photo in missing]
+
+
+def test_a_photo_that_changed_is_extracted_again_alone(photos, photo, tmp_path):
+    folder = tmp_path / "features"
+    names = ["query/q.jpg", "query/q.jpg#2", "database/a.jpg", "database/b.jpg"]
+    assert fill(photos, folder) == names
+    assert fill(photos, folder) == []
+    photo("data/test/one/jpg/a.jpg", (8, 8), 7)
+    changed = open_revisited(tmp_path / "data/test/one")
+    assert fill(changed, folder) == ["database/a.jpg"]
+
+
+def test_photos_that_changed_their_names_are_noticed(photo, tmp_path):
+    for seed, name in enumerate(("q", "a", "b")):
+        Image.fromarray(np.full((8, 8, 3), seed, np.uint8)).save(tmp_path / f"{name}.bmp")
+    photos = PhotoSet(tmp_path, [tmp_path / "q.bmp"], [tmp_path / "a.bmp", tmp_path / "b.bmp"])
+    before = photos.fingerprint()
+    assert fill(photos, tmp_path / "features") == [
+        "query/q.bmp",
+        "database/a.bmp",
+        "database/b.bmp",
+    ]
+    (tmp_path / "a.bmp").rename(tmp_path / "c.bmp")
+    (tmp_path / "b.bmp").rename(tmp_path / "a.bmp")
+    (tmp_path / "c.bmp").rename(tmp_path / "b.bmp")
+    assert photos.fingerprint() != before
+    assert fill(photos, tmp_path / "features") == ["database/a.bmp", "database/b.bmp"]

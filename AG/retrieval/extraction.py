@@ -20,7 +20,7 @@ from retrieval.configs.describe import ExtractConfig
 from retrieval.configs.run import Resources
 from retrieval.data import images
 from retrieval.data.loading import load
-from retrieval.data.photo_sets import Photo, as_photos
+from retrieval.data.photo_sets import Photo, as_photos, contents
 from retrieval.errors import InputError
 from retrieval.features import FeatureStore, LocalFeatures
 from retrieval.networks.interface import GlobalNetwork, Network
@@ -262,4 +262,5 @@ def extract_local_features(
         for batch in load_batches(missing, config, resources):
             found = local_features_of_batch(model, batch, config, projection)
             for row, features in zip(batch.rows, found, strict=True):
-                writer.put(missing[row].name, features)
+                (content,) = contents([missing[row]])
+                writer.put(missing[row].name, features, content)

@@ -7,6 +7,7 @@
 What extracts features and what searches them meet here alone.
 """
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,9 +17,9 @@ from typing import Any, overload
 import numpy as np
 
 from retrieval.configs.judge import PositivesConfig, Source
-from retrieval.data.photo_sets import PhotoSet, open_set
+from retrieval.data.photo_sets import PhotoSet, contents, open_set
 from retrieval.errors import InputError
-from retrieval.features import MANIFEST, FeatureStore, LocalFeatures, MadeBy
+from retrieval.features import MANIFEST, FeatureStore, LocalFeatures, MadeBy, read_made_by
 from retrieval.files import write_atomically
 
 _POINTER = "store.json"
@@ -79,6 +80,35 @@ def made_from(photos: PhotoSet, extractor: str, settings: dict[str, Any]) -> Mad
     source = None if photos.source is None else source_as_json(photos.source)
     told = {"source": source, "fingerprint": photos.fingerprint()}
     return MadeBy(extractor, settings, told)
+
+
+def open_store(
+    photos: PhotoSet, extractor: str, settings: dict[str, Any], folder: Path
+) -> FeatureStore:
+    """The store below ``folder`` of features of ``photos``, made if it is not there.
+
+    What another store there has, of the same extractor and settings, of photos that have not
+    changed, is taken over: so only those that have are extracted again.
+    """
+    made_by = made_from(photos, extractor, settings)
+    store = FeatureStore.open(folder, made_by)
+    every = [*photos.query_photos, *photos.database_photos]
+    missing = {
+        photo.name: content
+        for photo, content in zip(every, contents(every), strict=True)
+        if photo.name not in store
+    }
+    with store.writer() as writer:
+        for manifest in sorted(folder.glob(f"*/{MANIFEST}")) if missing else ():
+            with contextlib.suppress(InputError):  # a damaged store that nobody asked for
+                told = read_made_by(manifest)
+                if (told.extractor, told.settings) != (extractor, store.made_by.settings):
+                    continue
+                other = FeatureStore(manifest.parent)
+                for name in [name for name in missing if name in other]:
+                    if other.content(name) == missing[name]:
+                        writer.put(name, other[name], missing.pop(name))
+    return store
 
 
 def source_as_json(source: Source) -> dict[str, Any]:

@@ -86,7 +86,8 @@ _MOST_OPEN = 256
 class _Place(NamedTuple):
     """Where a photo's features lie: rows start to stop of a shard; descriptors of d numbers.
 
-    crc32: of the shard; None for one that was written without.
+    crc32: of the shard; content: of the photo (`photo_sets.contents`); None where it was written
+    without.
     """
 
     shard: Path
@@ -95,6 +96,7 @@ class _Place(NamedTuple):
     image_size: tuple[int, int]
     dimensions: int
     crc32: int | None
+    content: str | None
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ class FeatureStore:
         manifest, and a shard that is missing or cut short.
         """
         self.folder = folder
-        self.made_by = _read_made_by(folder / MANIFEST)
+        self.made_by = read_made_by(folder / MANIFEST)
         self._lock = threading.Lock()
         self._open_shards: dict[Path, Any] = {}
         self._whole: set[Path] = set()  # shards whose checksum has been compared
@@ -181,6 +183,10 @@ class FeatureStore:
         except _SHARD_ERRORS as error:
             raise _damaged(place.shard, str(error)) from error
 
+    def content(self, name: str) -> str | None:
+        """What was described of an image; None where that is not known."""
+        return self._places[name].content
+
     def writer(self, images_per_shard: int = 128) -> "FeatureWriter":
         """A writer whose images join this store when a shard is full, flushed or the block ends."""
         return FeatureWriter(self, images_per_shard)
@@ -213,6 +219,7 @@ class FeatureWriter:
         self._images_per_shard = images_per_shard
         self._lock = threading.RLock()
         self._waiting: dict[str, LocalFeatures] = {}
+        self._contents: dict[str, str | None] = {}
         self._dimensions: int | None = None
 
     def __enter__(self) -> "FeatureWriter":
@@ -221,9 +228,10 @@ class FeatureWriter:
     def __exit__(self, *_: object) -> None:
         self.flush()
 
-    def put(self, name: str, features: LocalFeatures) -> None:
+    def put(self, name: str, features: LocalFeatures, content: str | None = None) -> None:
         """Add an image; on disk once its shard is full or flushed.
 
+        content: what was described of it (`photo_sets.contents`), if that is known.
         Raises ValueError if the image is in the store, InputError for descriptors that are not
         finite, too large for halves, or of other dimensions than the store's.
         """
@@ -234,7 +242,7 @@ class FeatureWriter:
                 raise ValueError(f"the features of {name!r} are already in {self._store.folder}")
             if self._waiting and _layout(kept) != _layout(next(iter(self._waiting.values()))):
                 self.flush()  # all images of a shard have the same fields, of the same width
-            self._waiting[name] = kept
+            self._waiting[name], self._contents[name] = kept, content
             if len(self._waiting) >= self._images_per_shard:
                 self.flush()
 
@@ -262,7 +270,10 @@ class FeatureWriter:
             data = safetensors.numpy.save(tensors)
             shard = self._store.folder / f"shard-{uuid.uuid4().hex}.safetensors"
             write_atomically(shard, data)
-            entries = [[i, len(image), *image.image_size] for i, image in self._waiting.items()]
+            entries = [
+                [name, len(image), *image.image_size, self._contents[name]]
+                for name, image in self._waiting.items()
+            ]
             manifest = shard.with_suffix(".json")
             told = {"bytes": len(data), "crc32": zlib.crc32(data), "images": entries}
             told["dimensions"] = tensors["descriptors"].shape[1]
@@ -300,7 +311,8 @@ def _rows(shard: Any, name: str, place: _Place) -> np.ndarray:
     return rows[place.start : place.stop]
 
 
-def _read_made_by(manifest: Path) -> MadeBy:
+def read_made_by(manifest: Path) -> MadeBy:
+    """What the features of a store are made by; InputError if its manifest is damaged."""
     try:
         content = read_json(manifest)
         version = content.pop("format")
@@ -327,11 +339,13 @@ def _read_manifest(manifest: Path) -> dict[str, _Place]:
             raise ValueError(f"its entries are {', '.join(content)}")
         num_bytes, told = int(content["bytes"]), (int(content["dimensions"]), content.get("crc32"))
         places, start = {}, 0
-        for name, count, width, height in content["images"]:
+        for name, count, width, height, *content_of in content["images"]:
             stop = start + int(count)
             if stop < start:
                 raise ValueError(f"{name} has {count} features")
-            places[str(name)] = _Place(shard, start, stop, (int(width), int(height)), *told)
+            described = content_of[0] if content_of else None
+            size = int(width), int(height)
+            places[str(name)] = _Place(shard, start, stop, size, *told, described)
             start = stop
     except _DAMAGED as error:
         raise _damaged(manifest, str(error)) from error

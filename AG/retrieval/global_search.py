@@ -7,7 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from retrieval import checkpoint, evaluation, extraction, protocol, reranking, search
+from retrieval import (
+    checkpoint,
+    evaluation,
+    extraction,
+    feature_folders,
+    protocol,
+    reranking,
+    search,
+)
 from retrieval.configs.describe import ExtractConfig, PcaConfig
 from retrieval.configs.judge import RECALL_VALUES, EvaluationConfig
 from retrieval.configs.rank import RerankConfig
@@ -16,12 +24,7 @@ from retrieval.data import images
 from retrieval.data.photo_sets import PhotoSet, as_photos
 from retrieval.errors import InputError
 from retrieval.evaluation import Evaluation
-from retrieval.feature_folders import (
-    SetFeatures,
-    features_of_set,
-    made_from,
-    stored_features,
-)
+from retrieval.feature_folders import SetFeatures, features_of_set, stored_features
 from retrieval.features import FeatureStore
 from retrieval.networks.interface import GlobalNetwork, Network
 from retrieval.progress import Clock
@@ -108,7 +111,7 @@ def open_store(
         "projection": None if projection is None else projection.fingerprint(),
     }
     extractor = type(network).__name__.lower()
-    return FeatureStore.open(folder, made_from(photos, extractor, settings))
+    return feature_folders.open_store(photos, extractor, settings, folder)
 
 
 def extract_features(

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from retrieval.configs.judge import PositivesConfig, Source
 from retrieval.data import ground_truth, images, places, positives
+from retrieval.data.contents import content_hashes
 from retrieval.data.images import Box
 from retrieval.data.positives import Positives
 from retrieval.errors import InputError
@@ -30,6 +31,12 @@ class Photo(NamedTuple):
     def shown(self) -> str:
         """The name without what tells queries from the database."""
         return self.name.removeprefix("query/").removeprefix("database/")
+
+
+def contents(photos: Sequence[Photo]) -> list[str]:
+    """What is described of each photo: a hash of its file, and its box."""
+    hashes = content_hashes([photo.path for photo in photos])
+    return [f"{found} {photo.box or ''}" for photo, found in zip(photos, hashes, strict=True)]
 
 
 def as_photos(paths: Sequence[Path]) -> list[Photo]:
@@ -94,12 +101,12 @@ class PhotoSet:
         return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
     def fingerprint(self) -> str:
-        """A hash of names, file sizes, boxes and ground truth: equal sets give equal results."""
+        """A hash of names, contents, boxes and ground truth: equal sets give equal results."""
         digest = hashlib.sha256()
-        for path in [*self.queries, *self.database]:
-            size = path.stat().st_size if path.is_file() else None
+        paths = [*self.queries, *self.database]
+        for path, content in zip(paths, content_hashes(paths), strict=True):
             # Names need not be UTF-8.
-            digest.update(f"{path.name}:{size};".encode(errors="surrogateescape"))
+            digest.update(f"{path.name}:{content};".encode(errors="surrogateescape"))
         digest.update(repr([tuple(map(float, box)) for box in self.query_boxes or ()]).encode())
         for name, truth in sorted(self.ground_truth.items()):
             for rows in [*truth.positives, *truth.junk]:

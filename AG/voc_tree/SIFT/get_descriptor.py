@@ -24,9 +24,9 @@ import numpy as np
 from retrieval import progress
 from retrieval.configs.describe import ExtractConfig, SiftConfig
 from retrieval.configs.run import Resources
-from retrieval.data.photo_sets import PhotoSet
+from retrieval.data.photo_sets import PhotoSet, contents
 from retrieval.extraction import load_batches
-from retrieval.feature_folders import made_from, point_to
+from retrieval.feature_folders import open_store, point_to
 from retrieval.features import FeatureStore, LocalFeatures
 from voc_tree.SIFT.sift import Sift
 
@@ -49,7 +49,7 @@ def extract(
     photos: PhotoSet, folder: Path, config: SiftConfig, resources: Resources
 ) -> FeatureStore:
     """A store in ``folder`` with the SIFT features of all photos of a set."""
-    store = FeatureStore.open(folder, made_from(photos, "sift", asdict(config)))
+    store = open_store(photos, "sift", asdict(config), folder)
     missing = [
         photo
         for photo in [*photos.query_photos, *photos.database_photos]
@@ -61,7 +61,8 @@ def extract(
     with store.writer() as writer, progress.bar(f"SIFT of {photos.name}", len(missing)):
         for (plan,), (row,), pixels in load_batches(missing, reading, one_by_one):
             found = sift(np.ascontiguousarray(pixels[0].permute(1, 2, 0).numpy()))
-            writer.put(missing[row].name, in_photo(found, plan.box, plan.full))
+            (content,) = contents([missing[row]])
+            writer.put(missing[row].name, in_photo(found, plan.box, plan.full), content)
     point_to(store)
     return store
 

@@ -1,0 +1,90 @@
+"""What is in files: hashes of their bytes, kept from call to call.
+
+A file of the same path, size, time and inode is not read again. What is known lies in
+``$XDG_CACHE_HOME/delg-delf`` (or ``~/.cache/delg-delf``); where nothing can be kept there, files
+are read each time.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import os
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from retrieval import progress
+
+# Path, size, time of the last change in nanoseconds, inode.
+_Stamp = tuple[bytes, int, int, int]
+
+# A file that changed so few seconds ago may change again, and keep its time.
+_RECENT = 2.0
+_TABLE = (
+    "CREATE TABLE IF NOT EXISTS contents "
+    "(path BLOB PRIMARY KEY, size INT, time INT, inode INT, hash TEXT)"
+)
+_known: dict[_Stamp, str] = {}
+
+
+def content_hashes(paths: Sequence[Path]) -> list[str | None]:
+    """A hash (BLAKE2b, 128 bits) of the bytes of each file; None for one that is not there."""
+    stamps = [_stamp(path) for path in paths]
+    asked = {stamp for stamp in stamps if stamp is not None} - _known.keys()
+    if asked:
+        _known.update(_kept(sorted(asked)))
+    found: dict[_Stamp, str] = {}
+    unread = sorted(asked - _known.keys())
+    if unread:
+        with ThreadPoolExecutor() as pool, progress.bar("reading photos", len(unread)):
+            for stamp, text in zip(unread, pool.map(_hash, unread), strict=True):
+                found[stamp] = text
+                progress.advance()
+        latest = (time.time() - _RECENT) * 1e9
+        settled = {stamp: text for stamp, text in found.items() if stamp[2] < latest}
+        _known.update(settled)
+        _keep(settled)
+    return [None if stamp is None else _known.get(stamp) or found[stamp] for stamp in stamps]
+
+
+def _stamp(path: Path) -> _Stamp | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return os.fsencode(path.absolute()), found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def _hash(stamp: _Stamp) -> str:
+    with open(os.fsdecode(stamp[0]), "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+@contextlib.contextmanager
+def _database() -> Iterator[sqlite3.Connection]:
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "delg-delf"
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(sqlite3.connect(folder / "contents.sqlite", timeout=10)) as opened:
+        opened.execute(_TABLE)
+        with opened:
+            yield opened
+
+
+def _kept(stamps: Sequence[_Stamp]) -> dict[_Stamp, str]:
+    """What is known of these files, if anything."""
+    found: dict[_Stamp, str] = {}
+    with contextlib.suppress(OSError, RuntimeError, sqlite3.Error), _database() as opened:
+        for start in range(0, len(stamps), 500):
+            paths = [path for path, *_ in stamps[start : start + 500]]
+            marks = ",".join(itertools.repeat("?", len(paths)))
+            rows = opened.execute(f"SELECT * FROM contents WHERE path IN ({marks})", paths)
+            found |= {(path, size, at, inode): text for path, size, at, inode, text in rows}
+    return {stamp: found[stamp] for stamp in stamps if stamp in found}
+
+
+def _keep(found: dict[_Stamp, str]) -> None:
+    rows = [(*stamp, text) for stamp, text in found.items()]
+    with contextlib.suppress(OSError, RuntimeError, sqlite3.Error), _database() as opened:
+        opened.executemany("INSERT OR REPLACE INTO contents VALUES (?, ?, ?, ?, ?)", rows)
