@@ -1,7 +1,10 @@
 """The house rules that a reader relies on, checked on the source text."""
 
 import ast
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -142,6 +145,23 @@ def test_errors_are_neither_swallowed_nor_forgiven(path):
             assert written not in ("strict=False", "weights_only=False", "allow_pickle=True")
         if isinstance(node, ast.Attribute):
             assert ast.unparse(node) not in ("sys.path", "ImageFile.LOAD_TRUNCATED_IMAGES")
+
+
+def test_nothing_that_only_unix_has_is_needed_to_start():
+    """As on Windows: without fcntl and resource, every module is imported and a lock is taken."""
+    modules = [name for name in GRAPH if "processes" not in name]
+    code = (
+        "import importlib, sys\n"
+        "for name in ('fcntl', 'resource', 'pwd', 'grp', 'termios'): sys.modules[name] = None\n"
+        f"for name in {modules}: importlib.import_module(name)\n"
+        "from pathlib import Path\nfrom retrieval.files import alone\n"
+        "with alone(Path('x'), 'testing'): print('locked')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env={**os.environ, "PYTHONPATH": str(AG)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout == "locked\n", done.stderr
 
 
 # Where a file is not written by way of `files.write_atomically`, and why it need not be.

@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -359,3 +360,78 @@ def test_of_another_kind_of_network_the_backbone_alone_is_taken(tmp_path):
         assert report.loaded == ("backbone",)
         expected = source.backbone.state_dict()
         assert all(torch.equal(v, expected[k]) for k, v in model.backbone.state_dict().items())
+
+
+def cosplace_state(prefix: str = "") -> dict[str, torch.Tensor]:
+    names = ("backbone.0.weight", "aggregation.1.p", "aggregation.3.weight")
+    return {f"{prefix}{name}": torch.ones(2) for name in names}
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "model.net."])
+def test_what_wrappers_put_before_the_keys_is_left_out(tmp_path, prefix):
+    torch.save({"model_state_dict": cosplace_state(prefix)}, tmp_path / "a.pth")
+    weights = read_weights(tmp_path / "a.pth")
+    assert weights.layout == "CosPlace"
+    assert weights.state.keys() == read_weights_of(tmp_path, cosplace_state()).keys()
+
+
+def read_weights_of(tmp_path, state):
+    torch.save(state, tmp_path / "b.pth")
+    return read_weights(tmp_path / "b.pth").state
+
+
+@pytest.mark.parametrize(
+    "best", [np.float64(55.5), np.float32(1), np.int64(3), np.bool_(True), np.arange(3.0)]
+)
+def test_a_last_checkpoint_of_cosplace_is_read(tmp_path, best):
+    state = {"epoch_num": 3, "model_state_dict": cosplace_state(), "best_val_recall1": best}
+    torch.save({**state, "optimizer_state_dict": {"state": {}}}, tmp_path / "last_checkpoint.pth")
+    assert read_weights(tmp_path / "last_checkpoint.pth").layout == "CosPlace"
+
+
+OURS = {"backbone.body.conv1.weight": torch.ones(1)}
+CIRTORCH = {"state_dict": {"features.0.weight": torch.ones(1)}}
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        ({1: torch.ones(1)}, "holds no state dict"),
+        ({**cosplace_state(), 1: torch.ones(1)}, "holds no state dict"),
+        ({**cosplace_state(), "x": 3}, "holds no state dict"),
+        ([1, 2], "holds no state dict"),
+        ({"model": OURS, "config": {"backbone": 5}}, "its network's backbone is 5"),
+        ({"model": OURS, "config": {"fc_output_dim": "x"}}, "its network's fc_output_dim is 'x'"),
+        ({"model": OURS, "config": {"nope": 5}}, "does not know: nope"),
+        ({**CIRTORCH, "meta": {"architecture": "resnet18"}}, "does not tell their pooling"),
+        ({**CIRTORCH, "meta": {"architecture": 3, "pooling": "gem"}}, "architecture 3"),
+        (
+            {**CIRTORCH, "meta": {"architecture": "resnet18", "pooling": "gem", "Lw": {"a": 3}}},
+            r"learned whitenings \(Lw\) cannot be read",
+        ),
+        (Path("a"), r"it refers to pathlib\.PosixPath\); save its state dict alone"),
+        (b"<!DOCTYPE html><html>404</html>", "a web page, .* download it again"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of Git LFS"),
+        (b"", "it is empty"),
+        (b"\x80\x02nonsense", "expected a whole file of tensors and plain values"),
+    ],
+)
+def test_what_is_no_checkpoint_is_said_in_our_words(tmp_path, contents, message):
+    path = tmp_path / "a.pth"
+    path.write_bytes(contents) if isinstance(contents, bytes) else torch.save(contents, path)
+    with pytest.raises(InputError, match=message) as error:
+        read_weights(path)
+    assert "a.pth" in str(error.value)
+    assert "weights_only" not in str(error.value)
+    assert "\x1b" not in str(error.value)
+
+
+def test_weights_that_are_no_numbers_are_refused_by_their_names(tmp_path):
+    network = Delg(DelgConfig(fc_output_dim=4), "none")
+    with torch.no_grad():
+        network.attention.load_state_dict(
+            {key: value * torch.nan for key, value in network.attention.state_dict().items()}
+        )
+    checkpoint.save_model(tmp_path / "a.pth", network)
+    with pytest.raises(InputError, match=r"that are no finite numbers: attention\."):
+        create(network.config, str(tmp_path / "a.pth"))

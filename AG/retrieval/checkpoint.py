@@ -3,6 +3,7 @@
 import hashlib
 import io
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from retrieval.errors import InputError
-from retrieval.files import ARCHIVE_ERRORS, write_atomically
+from retrieval.files import ARCHIVE_ERRORS, one_line, write_atomically
 
 
 def save(path: str | Path, contents: Mapping[str, Any]) -> None:
@@ -73,11 +74,7 @@ def load(path: str | Path) -> Any:
         *(pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, TypeError),
         *(LookupError, AttributeError, ImportError, AssertionError, MemoryError),
     ) as error:
-        raise InputError(
-            f"{path}: not a readable checkpoint ({type(error).__name__}: {_first_line(error)}). "
-            "Expected a whole file of tensors and plain values; from an older checkpoint that "
-            "holds more, save its state dict alone"
-        ) from error
+        raise InputError(f"{path}: not a readable checkpoint: {_reason(path, error)}") from error
 
 
 def _check_archive(path: Path) -> None:
@@ -94,8 +91,31 @@ def _check_archive(path: Path) -> None:
         raise EOFError(f"the checksum of {damaged} in it is wrong")
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or ["no message"])[0]
+# How files begin that are found in the place of a checkpoint, and what they are.
+_OTHERS = {
+    b"<!doctype": "a web page, as servers send instead of a file: download it again",
+    b"<html": "a web page, as servers send instead of a file: download it again",
+    b"version https://git-lfs": "a pointer of Git LFS: `git lfs pull` fetches the file itself",
+}
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Why a file cannot be loaded; torch's own words advise to switch its safety off."""
+    with path.open("rb") as file:
+        begin = file.read(100).lower()
+    for known, what in _OTHERS.items():
+        if begin.lstrip().startswith(known):
+            return f"it is {what}"
+    if not begin:
+        return "it is empty: download or write it again"
+    named = re.search(r"\bGLOBAL ([\w.]+)", str(error))
+    if named:
+        return (
+            f"it holds more than tensors and plain values (it refers to {named[1]}); save its "
+            "state dict alone"
+        )
+    words = "" if isinstance(error, pickle.UnpicklingError) else f" ({one_line(error)[:200]})"
+    return f"expected a whole file of tensors and plain values{words}"
 
 
 def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], source: str | Path) -> None:

@@ -140,8 +140,19 @@ def global_descriptors(
         for scale in config.scales:
             with devices.autocast(device, config.precision):
                 mean += model.global_descriptors(_scaled(pixels, scale)).float()
-        result[batch.rows] = l2_normalize(mean).cpu().numpy()
+        result[batch.rows] = found = l2_normalize(mean).cpu().numpy()
+        _check(found.any(axis=1) & np.isfinite(found).all(axis=1), batch, "descriptor")
     return result
+
+
+def _check(sound: np.ndarray, batch: Batch, what: str) -> None:
+    """InputError that names the first photo of a batch of which a network makes nothing."""
+    if not sound.all():
+        path = batch.plans[int(sound.argmin())].path
+        raise InputError(
+            f"the network makes a {what} of zeros, or of what is no number, of {path}: check its "
+            "weights, or use --precision fp32"
+        )
 
 
 class Description(NamedTuple):
@@ -211,6 +222,7 @@ def local_features_of_batch(
     if projection is not None:
         descriptors = projection(descriptors)
     chosen, strongest = best.indices.cpu().numpy(), best.values.cpu().numpy()
+    _check(np.isfinite(strongest).all(axis=1), batch, "score of local features")
     vectors = descriptors.cpu().numpy()
     features = []
     for i, plan in enumerate(batch.plans):

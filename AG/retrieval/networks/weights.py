@@ -91,6 +91,12 @@ def load_parts(network: nn.Module, weights: Weights, flags: Sequence[str]) -> Pa
     expected = {key: tensor for key, tensor in own.items() if _part(key) in present}
     remedy = f". Give the --{', --'.join(flags)} it was trained with"
     checkpoint.check_state(expected, weights.state, weights.path, remedy)
+    broken = [key for key, tensor in weights.state.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise InputError(
+            f"{weights.path}: weights that are no finite numbers: {first_of(broken)}; take a "
+            "checkpoint of before the training went wrong"
+        )
     network.load_state_dict({**own, **weights.state})
     missing = tuple(part for part in parts(own) if part not in present)
     source = f"{weights.path} ({weights.layout} keys)"
@@ -100,15 +106,15 @@ def load_parts(network: nn.Module, weights: Weights, flags: Sequence[str]) -> Pa
 def read_weights(path: str | Path) -> Weights:
     """Read a file of any known layout; InputError that lists the keys if none fits.
 
-    Known, bare or under "model", "model_state_dict" or "state_dict", with or without the
-    "module." of parallel training: weights of this project; of the first PyTorch DELG; of CosPlace
-    and EigenPlaces; of cirtorch, whose format delf_pytorch uses; of torchvision.
+    Known, bare or under "model", "model_state_dict" or "state_dict", with or without what wrappers
+    put before all keys ("module.", "_orig_mod.", "model."): weights of this project; of the first
+    PyTorch DELG; of CosPlace and EigenPlaces; of cirtorch, whose format delf_pytorch uses; of
+    torchvision.
     """
     path = Path(path)
     with torch.serialization.safe_globals(_ARRAYS):
         contents = checkpoint.load(path)
-    state = _unwrap(contents, path)
-    layout, prefixes = _recognise(contents, state, path)
+    state, layout, prefixes = _recognised(contents, _unwrap(contents, path), path)
     config = _read_config(contents, layout, path)
     renamed: State = {}
     dropped, unknown = [], []
@@ -123,13 +129,15 @@ def read_weights(path: str | Path) -> Weights:
     if unknown:
         raise InputError(f"{path}: looks like {layout} weights, but has also: {first_of(unknown)}")
     _add_batch_counts(renamed)
-    whitenings = _read_whitenings(contents) if layout == "cirtorch" else {}
+    whitenings = _read_whitenings(contents, path) if layout == "cirtorch" else {}
     return Weights(path, layout, config, renamed, tuple(dropped), whitenings)
 
 
+_PLAIN = "?bBhHiIlLqQefd"  # types of plain numbers
+
 # Arrays in pickles, under the names that numpy 1 and 2 give them; nothing that runs code.
 _ARRAYS: list[Any] = [
-    *(np.ndarray, np.dtype, *{type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8")}),
+    *(np.ndarray, np.dtype, *{type(np.dtype(kind)) for kind in _PLAIN}),
     *(
         (function, f"numpy.{core}.multiarray.{name}")
         for core in ("core", "_core")
@@ -149,15 +157,29 @@ def _unwrap(contents: Any, path: Path) -> State:
     if not (
         isinstance(contents, dict)
         and contents
+        and all(isinstance(key, str) for key in contents)
         and all(isinstance(value, torch.Tensor) for value in contents.values())
     ):
         raise InputError(
             f"{path}: holds no state dict; expected tensors by name, bare or under 'model', "
             "'model_state_dict' or 'state_dict'"
         )
-    if all(key.startswith("module.") for key in contents):
-        contents = {key.removeprefix("module."): tensor for key, tensor in contents.items()}
     return contents
+
+
+def _recognised(
+    contents: Mapping[str, Any], state: State, path: Path
+) -> tuple[State, str, Prefixes]:
+    """The state without what wrappers put before all its keys, and its layout."""
+    bare = state
+    while True:
+        try:
+            return bare, *_recognise(contents, bare, path)
+        except InputError:
+            wrapper, *others = parts(bare)
+            if others or wrapper in bare:
+                return state, *_recognise(contents, state, path)
+            bare = {key.removeprefix(f"{wrapper}."): tensor for key, tensor in bare.items()}
 
 
 def _add_batch_counts(state: State) -> None:
@@ -185,6 +207,11 @@ def _read_config(
         )
     if isinstance(saved.get("attention"), bool):  # as the first versions of DelfConfig had it
         saved = {**saved, "attention": "learned" if saved["attention"] else "norm"}
+    default = kind()
+    for name, value in saved.items():
+        wanted = type(getattr(default, name))
+        if not isinstance(value, wanted) and not (wanted is float and isinstance(value, int)):
+            raise InputError(f"{path}: its network's {name} is {value!r}")
     return kind(**saved)
 
 
@@ -192,6 +219,8 @@ def _cirtorch_config(meta: Mapping[str, Any], path: Path) -> DelfConfig:
     arch = meta.get("architecture")
     if not str(arch).startswith("resnet") or arch not in BACKBONE_NAMES:
         raise InputError(f"{path}: a cirtorch network of architecture {arch}; expected a ResNet")
+    if "pooling" not in meta:
+        raise InputError(f"{path}: cirtorch weights whose meta does not tell their pooling")
     return DelfConfig(
         arch=arch,
         pool=meta["pooling"],
@@ -201,14 +230,17 @@ def _cirtorch_config(meta: Mapping[str, Any], path: Path) -> DelfConfig:
     )
 
 
-def _read_whitenings(contents: Mapping[str, Any]) -> Whitenings:
+def _read_whitenings(contents: Mapping[str, Any], path: Path) -> Whitenings:
     """cirtorch's Lw: ``{data set: {"ss" or "ms": {"m": (D, 1), "P": (D, D)}}}``, P applied left."""
     learned = contents.get("Lw") or contents["meta"].get("Lw") or {}
     found = {}
-    for name, kinds in learned.items():
-        for kind, one in kinds.items():
-            mean, matrix = (np.asarray(one[key], np.float32) for key in ("m", "P"))
-            found[name, kind] = Projection(mean.reshape(-1), np.ascontiguousarray(matrix.T))
+    try:
+        for name, kinds in learned.items():
+            for kind, one in kinds.items():
+                mean, matrix = (np.asarray(one[key], np.float32) for key in ("m", "P"))
+                found[name, kind] = Projection(mean.reshape(-1), np.ascontiguousarray(matrix.T))
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: its learned whitenings (Lw) cannot be read ({error})") from error
     return found
 
 

@@ -229,7 +229,10 @@ class Trainer:
                 f"{path} holds no training state, as a {run_folder.LAST_CHECKPOINT} does; weights "
                 "to start from are named with --pretrained"
             )
-        saved = dict(state["settings"] if "settings" in state else state["recipe"])
+        saved = state.get("settings", state.get("recipe"))
+        if not isinstance(saved, dict):
+            raise InputError(f"{path}: not a whole training state (it has no settings)")
+        saved = dict(saved)
         for part in [value for value in saved.values() if isinstance(value, dict)]:
             saved |= part  # older checkpoints have their settings in groups
         different = [
@@ -242,10 +245,21 @@ class Trainer:
                 f"{path} is of a training with other settings: {'; '.join(different)}. Go on with "
                 "its settings, or begin anew in another folder"
             )
-        checkpoint.load_state(self._course.model, state["model"], path)
-        self._course.load(state, path)
-        self._scaler.load_state_dict(state["scaler"])
-        self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
+        try:
+            checkpoint.load_state(self._course.model, state["model"], path)
+            self._course.load(state, path)
+            self._scaler.load_state_dict(state["scaler"])
+            self.epoch, self.step, self.best = (
+                int(state["epoch"]),
+                int(state["step"]),
+                state["best"],
+            )
+        except (LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"{path}: not a whole training state ({type(error).__name__}: {error})"
+            ) from error
         if self.run is not None:
             best = path.parent / run_folder.BEST_MODEL
             if best.is_file() and not self.run.best_model.exists():
