@@ -389,6 +389,7 @@ def test_a_last_checkpoint_of_cosplace_is_read(tmp_path, best):
     assert read_weights(tmp_path / "last_checkpoint.pth").layout == "CosPlace"
 
 
+MIXED_KEYS: dict[object, torch.Tensor] = {"backbone.0.weight": torch.ones(1), 1: torch.ones(1)}
 OURS = {"backbone.body.conv1.weight": torch.ones(1)}
 CIRTORCH = {"state_dict": {"features.0.weight": torch.ones(1)}}
 
@@ -397,7 +398,7 @@ CIRTORCH = {"state_dict": {"features.0.weight": torch.ones(1)}}
     ("contents", "message"),
     [
         ({1: torch.ones(1)}, "holds no state dict"),
-        ({**cosplace_state(), 1: torch.ones(1)}, "holds no state dict"),
+        (MIXED_KEYS, "holds no state dict"),
         ({**cosplace_state(), "x": 3}, "holds no state dict"),
         ([1, 2], "holds no state dict"),
         ({"model": OURS, "config": {"backbone": 5}}, "its network's backbone is 5"),
