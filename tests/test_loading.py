@@ -54,5 +54,5 @@ def test_what_goes_through_a_pipe_are_arrays():
 def test_a_killed_helper_is_said_with_the_remedy():
     batches = load(Deadly(), BATCHES, 1, 10)
     assert len(next(batches)) == 2
-    with pytest.raises(WorkerDied, match=r"killed by signal: Killed.*--num_workers 0"):
+    with pytest.raises(WorkerDied, match=r"helper process .* was killed.*--num_workers 0"):
         list(batches)
