@@ -52,7 +52,5 @@ def test_what_goes_through_a_pipe_are_arrays():
 
 @pytest.mark.timeout(60)
 def test_a_killed_helper_is_said_with_the_remedy():
-    batches = load(Deadly(), BATCHES, 1, 10)
-    assert len(next(batches)) == 2
     with pytest.raises(WorkerDied, match=r"helper process .* was killed.*--num_workers 0"):
-        list(batches)
+        list(load(Deadly(), BATCHES, 1, 10))

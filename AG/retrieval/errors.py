@@ -21,3 +21,9 @@ class Stopped(Exception):
 
 class WorkerDied(InputError):
     """A helper process was killed, by the system or together with this one."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"a helper process that reads photos was killed, as where memory runs out ({reason}): "
+            "use fewer of them (--num_workers 0: none), or smaller batches"
+        )

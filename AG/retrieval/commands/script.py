@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from retrieval.errors import InputError, Stopped
+from retrieval.errors import InputError, Stopped, WorkerDied
 from retrieval.files import command_line, new_folder, write_atomically
 
 CACHE = Path("cache")
@@ -81,6 +81,10 @@ def _status_of(work: Callable[[], object]) -> int:
         return _say(f"{stop}; the same command goes on from there", stop.exit_status)
     except (InputError, OSError) as error:  # a full disk, a folder that may not be written
         return _say(f"error: {error}", 2)
+    except RuntimeError as error:  # torch raises it wherever the main process is at that moment
+        if "DataLoader worker" not in str(error):
+            raise
+        return _say(f"error: {WorkerDied(str(error).splitlines()[0])}", 2)
     except KeyboardInterrupt:
         return _say("interrupted", 130)
     return 0

@@ -50,14 +50,12 @@ def load(
     try:
         for batch in loader:
             yield _mapped(batch, np.ndarray, torch.from_numpy) if by_pipe else batch
+    except (ConnectionError, FileNotFoundError, EOFError) as error:  # of its pipe
+        raise WorkerDied(str(error) or "its pipe ended") from error
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        raise WorkerDied(
-            "a helper process that reads photos was killed, as where memory runs out "
-            f"({str(error).splitlines()[0]}): use fewer of them (--num_workers 0: none), or "
-            "smaller batches"
-        ) from error
+        raise WorkerDied(str(error).splitlines()[0]) from error
 
 
 def _as_arrays(collate: Callable[[list[Any]], Any], items: list[Any]) -> Any:
