@@ -27,3 +27,11 @@ class WorkerDied(InputError):
             f"a helper process that reads photos was killed, as where memory runs out ({reason}): "
             "use fewer of them (--num_workers 0: none), or smaller batches"
         )
+
+
+def tells_of_dead_worker(error: Exception) -> bool:
+    """Whether an error says that a helper process died.
+
+    Of it torch raises a RuntimeError, in the main process and wherever that is at the moment.
+    """
+    return isinstance(error, WorkerDied) or "DataLoader worker" in str(error)

@@ -269,10 +269,10 @@ def extract_local_features(
     """Put the local features of all photos into ``store``; those that are there are kept."""
     model.eval()
     missing = [photo for photo in photos if photo.name not in store]
+    described = contents(missing)  # before they are read: what changes meanwhile is read again
     progress.advance(len(photos) - len(missing))
     with store.writer() as writer:
         for batch in load_batches(missing, config, resources):
             found = local_features_of_batch(model, batch, config, projection)
             for row, features in zip(batch.rows, found, strict=True):
-                (content,) = contents([missing[row]])
-                writer.put(missing[row].name, features, content)
+                writer.put(missing[row].name, features, described[row])

@@ -146,14 +146,13 @@ class FeatureStore:
         Each has a subfolder, named by the hash of all of it; ``manifest.json`` there shows it.
         Raises InputError as the constructor does.
         """
-        content = {"format": FORMAT, **asdict(made_by)}
-        text = json.dumps(content, indent=1, sort_keys=True)
-        folder = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
+        folder = folder / _store_name(made_by)
         manifest = folder / MANIFEST
         if not manifest.exists():
-            write_atomically(manifest, json.dumps(sealed(content), indent=1, sort_keys=True))
+            content = sealed({"format": FORMAT, **asdict(made_by)})
+            write_atomically(manifest, json.dumps(content, indent=1, sort_keys=True))
         store = cls(folder)
-        if asdict(store.made_by) != {k: v for k, v in json.loads(text).items() if k != "format"}:
+        if _store_name(store.made_by) != folder.name:
             raise InputError(f"{manifest} is damaged; delete the folder {folder}")
         return store
 
@@ -309,6 +308,12 @@ def _rows(shard: Any, name: str, place: _Place) -> np.ndarray:
     if place.start == place.stop:  # safetensors refuses an empty slice at the end
         return np.empty((0, *rows.get_shape()[1:]), _STORED[name])
     return rows[place.start : place.stop]
+
+
+def _store_name(made_by: MadeBy) -> str:
+    """The hash of all that the features of a store are made by."""
+    text = json.dumps({"format": FORMAT, **asdict(made_by)}, indent=1, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def read_made_by(manifest: Path) -> MadeBy:

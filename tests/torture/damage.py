@@ -152,11 +152,8 @@ def work(name: str, count: int, seed: int, first: int, folder: Path) -> None:
         rng = random.Random(f"{name} {seed} {number}")
         file = files[number % len(files)]
         print(json.dumps({"number": number, "file": file.name}), flush=True)
-        changed = damaged(contents[file], rng)
-        file.write_bytes(changed)
+        file.write_bytes(damaged(contents[file], rng))
         outcome, why = _outcome(kind, folder, whole)
-        if changed == contents[file]:
-            outcome = "equal"
         print(json.dumps({"number": number, "outcome": outcome, "why": why}), flush=True)
         for made in [path for path in folder.rglob("*") if path.is_file() and path not in there]:
             made.unlink()
@@ -170,7 +167,7 @@ def _outcome(kind: Kind, folder: Path, whole: str) -> tuple[str, str]:
         found = digest(kind.read(folder))
     except InputError as error:
         return "own error", str(error)
-    except BaseException as error:
+    except Exception as error:  # whatever a reader raises is what is looked for here
         return "fell short", f"{type(error).__name__}: {error}"
     finally:
         signal.alarm(0)

@@ -6,21 +6,22 @@ The room is made scarce by mounts in a namespace of its own, for which one must 
 
 import os
 import shutil
+import signal
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
 from tests.torture import kills
-from tests.torture.kills import STEPS, Workplace
+from tests.torture.kills import AG, ROOT, STEPS, Workplace, result
 from tests.torture.table import Row
 
 from retrieval import checkpoint
-from retrieval.errors import InputError
 
 SECONDS = 240  # after which a command hangs
-# What is made with all room first, and megabytes of disk that are then too few for the next one.
+# Megabytes of disk that a command has left.
 ROOMS = (0.05, 0.3, 1, 4, 12, 40, 60)
 
 
@@ -41,40 +42,46 @@ def judged(done: subprocess.Popen, output: str) -> str:
     return ""
 
 
-def _waited(process: subprocess.Popen) -> tuple[str, str]:
+def _waited(process: subprocess.Popen) -> str:
+    """What is wrong with how it ends, once it has; nothing if nothing is."""
     try:
         output, _ = process.communicate(timeout=SECONDS)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, 9)
-        return "it hangs", ""
-    return judged(process, output), output
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        return "it hangs"
+    return judged(process, output)
 
 
 def full_disks(folder: Path, names: tuple[str, ...]) -> Row:
-    """Each command on ever larger disks, each too small until it is not."""
+    """Each command on ever larger disks, each too small until it is not.
+
+    Whatever checkpoints it leaves there must be whole.
+    """
     outcomes: Counter[str] = Counter()
     short = []
+    disk = folder / "disk"
     for name, place in _bases(folder, names):
+        disk.mkdir(exist_ok=True)
         for room in ROOMS:
-            disk = folder / "disk"
-            disk.mkdir()
-            setup = (
-                f"mount -t tmpfs -o size={int(room * (1 << 20) + _size(place.folder))} tmpfs {disk}"
+            size = int(room * (1 << 20)) + _size(place.folder)
+            process = place.start(
+                STEPS[name],
+                f"mount -t tmpfs -o size={size} tmpfs {disk} && cp -r {place.folder}/. {disk} && "
+                f"cd {disk}",
+                f"PYTHONPATH={AG}:{ROOT} {sys.executable} -m tests.torture.scarcity {disk}",
             )
-            setup += f" && cp -r {place.folder}/. {disk} && cd {disk}"
-            process = place.start(STEPS[name], f"{setup} && ")
-            problem, output = _waited(process)
-            outcomes["fell short" if problem else _how(output, process.returncode)] += 1
+            problem = _waited(process)
+            outcomes["fell short" if problem else _how(process)] += 1
             if problem:
                 short.append(f"{name}, {room} MB: {problem}")
-            shutil.rmtree(disk)
             if process.returncode == 0:
                 break
     return Row.of("full disks", outcomes, short)
 
 
-def _how(output: str, status: int) -> str:
-    return "equal" if status == 0 else "own error"
+def _how(process: subprocess.Popen) -> str:
+    return "equal" if process.returncode == 0 else "own error"
 
 
 def _size(folder: Path) -> int:
@@ -100,22 +107,30 @@ def _bases(folder: Path, names: tuple[str, ...]) -> Iterator[tuple[str, Workplac
 
 
 def two_at_once(folder: Path, names: tuple[str, ...]) -> Row:
-    """Two of one command in one folder: what they leave is what one leaves."""
+    """Two of one command in one folder: what they leave is what one leaves.
+
+    One of them may say that the other is at work.
+    """
     outcomes: Counter[str] = Counter()
     short = []
+    both, one = folder / "both", folder / "one"
     for name, place in _bases(folder, names):
+        shutil.copytree(place.folder, one)
+        Workplace(one, place.address).finish(STEPS[name])
         for number in range(3):
-            both = Workplace(folder / "both", place.address)
-            shutil.copytree(place.folder, both.folder)
-            processes = [both.start(STEPS[name]) for _ in range(2)]
-            found = [_waited(process) for process in processes]
-            problems = [problem for problem, _ in found if problem]
-            status = [process.returncode for process in processes]
-            if not problems and 0 not in status:
+            shutil.copytree(place.folder, both)
+            workplace = Workplace(both, place.address)
+            processes = [workplace.start(STEPS[name]) for _ in range(2)]
+            problems = [problem for process in processes if (problem := _waited(process))]
+            ended = [_how(process) for process in processes]
+            if not problems and "equal" not in ended:
                 problems = ["neither of them ended well"]
-            outcomes["fell short" if problems else "own error" if any(status) else "equal"] += 1
+            if not problems and result(both) != result(one):
+                problems = ["they leave something else than one does"]
+            outcomes["fell short" if problems else max(ended)] += 1
             short += [f"{name} ({number}): {problem}" for problem in problems]
-            shutil.rmtree(both.folder)
+            shutil.rmtree(both)
+        shutil.rmtree(one)
     return Row.of("two at once", outcomes, short)
 
 
@@ -129,19 +144,17 @@ def small_shm(folder: Path) -> Row:
         "eval.py --database_folder photos --queries_folder photos --no_labels --no_rerank "
         "--backbone resnet18 --pretrained none --num_workers 2 --infer_batch_size 8 --device cpu"
     )
-    place = Workplace(folder, "")
-    setup = "mount -t tmpfs -o size=1m tmpfs /dev/shm && "
-    process = place.start(command, setup)
-    problem, output = _waited(process)
-    outcome = "fell short" if problem else _how(output, process.returncode)
+    process = Workplace(folder, "").start(command, "mount -t tmpfs -o size=1m tmpfs /dev/shm")
+    problem = _waited(process)
+    outcome = "fell short" if problem else _how(process)
     return Row.of("small /dev/shm", Counter([outcome]), [problem] if problem else [])
 
 
-def checkpoints_are_whole(folder: Path) -> str:
-    """What is wrong with the checkpoints below a folder."""
+def check_checkpoints(folder: Path) -> None:
+    """InputError where one below a folder is not whole."""
     for path in folder.rglob("*.pth"):
-        try:
-            checkpoint.load(path)
-        except InputError as error:
-            return str(error)
-    return ""
+        checkpoint.load(path)
+
+
+if __name__ == "__main__":
+    check_checkpoints(Path(sys.argv[1]))

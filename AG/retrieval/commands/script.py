@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from retrieval.errors import InputError, Stopped, WorkerDied
+from retrieval.errors import InputError, Stopped, WorkerDied, tells_of_dead_worker
 from retrieval.files import command_line, new_folder, write_atomically
 
 CACHE = Path("cache")
@@ -81,8 +81,8 @@ def _status_of(work: Callable[[], object]) -> int:
         return _say(f"{stop}; the same command goes on from there", stop.exit_status)
     except (InputError, OSError) as error:  # a full disk, a folder that may not be written
         return _say(f"error: {error}", 2)
-    except RuntimeError as error:  # torch raises it wherever the main process is at that moment
-        if "DataLoader worker" not in str(error):
+    except RuntimeError as error:
+        if not tells_of_dead_worker(error):
             raise
         return _say(f"error: {WorkerDied(str(error).splitlines()[0])}", 2)
     except KeyboardInterrupt:

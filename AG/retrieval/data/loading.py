@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from retrieval.errors import WorkerDied
+from retrieval.errors import WorkerDied, tells_of_dead_worker
 
 # Where Linux keeps what processes share; 64 MB in a container by default.
 SHARED_MEMORY = Path("/dev/shm")
@@ -50,12 +50,11 @@ def load(
     try:
         for batch in loader:
             yield _mapped(batch, np.ndarray, torch.from_numpy) if by_pipe else batch
-    except (ConnectionError, FileNotFoundError, EOFError) as error:  # of its pipe
-        raise WorkerDied(str(error) or "its pipe ended") from error
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (ConnectionError, FileNotFoundError, EOFError, RuntimeError) as error:
+        of_its_pipe = workers > 0 and not isinstance(error, RuntimeError)
+        if not of_its_pipe and not tells_of_dead_worker(error):
             raise
-        raise WorkerDied(str(error).splitlines()[0]) from error
+        raise WorkerDied((str(error).splitlines() or ["its pipe ended"])[0]) from error
 
 
 def _as_arrays(collate: Callable[[list[Any]], Any], items: list[Any]) -> Any:

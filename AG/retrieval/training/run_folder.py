@@ -165,13 +165,12 @@ class LossLog:
 def _rows_before(path: Path, epoch: int, step: int) -> list[str]:
     """The header and the rows before (``epoch``, ``step``), a line each."""
     header, *rows = path.read_text(errors="replace").splitlines(keepends=True) or [""]
-    last = (
-        rows.pop() if rows and not rows[-1].endswith("\n") else ""
-    )  # of a process that was killed
+    if rows and not rows[-1].endswith("\n"):
+        rows.pop()  # a process was killed as it wrote it
     is_whole = header.startswith("epoch,step,") and header.endswith("\n")
     places = [_place_of(row, header.count(",")) if is_whole else None for row in rows]
     kept = [row for row, at in zip(rows, places, strict=True) if at and at < (epoch, step)]
-    if (header or last) and not (is_whole and all(places)):
+    if header and not (is_whole and all(places)):
         aside = path.with_name(f"{path.name}.damaged")
         path.replace(aside)
         log.warning("%s is damaged: %d whole rows are taken over; see %s", path, len(kept), aside)
@@ -180,9 +179,12 @@ def _rows_before(path: Path, epoch: int, step: int) -> list[str]:
 
 def _place_of(row: str, commas: int) -> tuple[int, int] | None:
     """Epoch and step of a row; None for one that is damaged."""
-    epoch, step, *terms = row.split(",")[: commas + 1] if row.count(",") == commas else ("", "")
+    if row.count(",") != commas:
+        return None
+    epoch, step, *terms = row.split(",")
     try:
-        [float(term) for term in terms]
+        for term in terms:
+            float(term)
         return int(epoch), int(step)
     except ValueError:
         return None

@@ -105,7 +105,7 @@ class Trainer:
             except (errors.WorkerDied, RuntimeError) as error:
                 # A signal that the helper processes got too, who were gone before this step ended:
                 # the last checkpoint stands.
-                if self._stop.number and "DataLoader worker" in str(error):
+                if self._stop.number and errors.tells_of_dead_worker(error):
                     raise errors.Stopped(self._stop.number) from None
                 raise
 
@@ -249,11 +249,8 @@ class Trainer:
             checkpoint.load_state(self._course.model, state["model"], path)
             self._course.load(state, path)
             self._scaler.load_state_dict(state["scaler"])
-            self.epoch, self.step, self.best = (
-                int(state["epoch"]),
-                int(state["step"]),
-                state["best"],
-            )
+            self.epoch, self.step = int(state["epoch"]), int(state["step"])
+            self.best = state["best"]
         except (LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise

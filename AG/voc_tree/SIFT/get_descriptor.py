@@ -55,14 +55,15 @@ def extract(
         for photo in [*photos.query_photos, *photos.database_photos]
         if photo.name not in store
     ]
+    described = contents(missing)  # before they are read: what changes meanwhile is read again
     sift = Sift(config)
     reading = ExtractConfig(resize="longest", size=config.longest_side)
     one_by_one = replace(resources, infer_batch_size=1)
     with store.writer() as writer, progress.bar(f"SIFT of {photos.name}", len(missing)):
         for (plan,), (row,), pixels in load_batches(missing, reading, one_by_one):
             found = sift(np.ascontiguousarray(pixels[0].permute(1, 2, 0).numpy()))
-            (content,) = contents([missing[row]])
-            writer.put(missing[row].name, in_photo(found, plan.box, plan.full), content)
+            features = in_photo(found, plan.box, plan.full)
+            writer.put(missing[row].name, features, described[row])
     point_to(store)
     return store
 
