@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retrieval import evaluation
+from retrieval import evaluation, report
 from retrieval.configs.rank import RerankConfig
 from retrieval.data.photo_sets import PhotoSet, Source, open_set
 from retrieval.data.positives import Positives
@@ -265,3 +265,24 @@ def test_a_comparison_names_the_queries_whose_first_positive_moved():
     assert result.helped.tolist() == [0]
     assert result.hurt.tolist() == [1]
     assert result.unchanged.tolist() == [2, 3, 4, 5]
+
+
+def test_photos_of_very_different_sizes_are_said(run, tmp_path):
+    """An octave apart; what counts is the size at which a photo was described."""
+
+    def said(*sizes_and_units):
+        store = FeatureStore.open(
+            tmp_path / str(sizes_and_units), made_from(run.photos, "test", {})
+        )
+        with store.writer() as writer:
+            pairs = zip(run.photos.database_photos, sizes_and_units, strict=True)
+            for photo, (size, unit) in pairs:
+                writer.put(photo.name, replace(FEATURES, image_size=size, unit=unit))
+        local = features_of_set(run.photos, store)
+        notes = report.notes(replace(run, features=local, verified=None))
+        return [note for note in notes if "described at" in note]
+
+    assert said(((640, 480), 1.0), ((480, 640), 1.0), ((800, 600), 1.0)) == []
+    assert said(((640, 480), 1.0), ((64, 48), 0.1), ((6400, 4800), 10.0)) == []
+    (note,) = said(((640, 480), 1.0), ((64, 48), 1.0), ((800, 600), 1.0))
+    assert "64×48 to 800×600" in note

@@ -10,6 +10,7 @@ from retrieval.data.photo_sets import Photo, as_photos
 from retrieval.errors import InputError
 from retrieval.features import FeatureStore, MadeBy
 from retrieval.networks.delg import Delg
+from retrieval.verification import match
 from retrieval.whitening import Projection
 
 
@@ -118,6 +119,28 @@ def test_keypoints_of_a_cropped_query_are_pixels_of_the_whole_image(model, photo
     places = {tuple(point) for point in np.round(all_.keypoints).astype(int)}
     assert {tuple(point) for point in np.round(part.keypoints).astype(int)} <= places
     assert part.keypoints.min(axis=0).tolist() == [64, 32]
+
+
+def test_the_resolution_of_a_file_changes_no_inliers(model, tmp_path):
+    """Two views of one scene, kept at ×1, ×½ and ×8 and described at one size."""
+    scene = Image.fromarray(np.random.default_rng(0).integers(0, 255, (24, 32, 3), np.uint8))
+    scene = scene.resize((640, 480), Image.Resampling.BICUBIC)
+    views = [scene.crop((0, 0, 480, 360)), scene.crop((40, 30, 520, 390))]
+    setting = config(resize="longest", size=240, local_scales=(1.0, 1.41))
+    counts = []
+    for zoom in (1, 0.5, 8):
+        found = []
+        for name, view in zip(("a", "b"), views, strict=True):
+            size = int(view.width * zoom), int(view.height * zoom)
+            path = tmp_path / f"{name}{zoom}.png"
+            view.resize(size, Image.Resampling.BILINEAR).save(path)
+            with torch.no_grad():
+                batch = one_batch(path, setting)
+                found += extraction.local_features_of_batch(model, batch, setting)
+        assert found[0].unit == pytest.approx(2 * zoom)
+        counts.append(match(*found).num_inliers)
+    assert counts == pytest.approx([counts[0]] * 3, rel=0.05)
+    assert counts[0] > 100
 
 
 def test_the_strongest_features_come_first_and_weak_ones_are_dropped(model, photo):

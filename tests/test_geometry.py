@@ -2,6 +2,7 @@ import builtins
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -289,3 +290,30 @@ def test_pycolmap_is_imported_in_the_main_thread_only(fresh_imports):
     thread.join()
     assert len(errors) == 1
     assert "main thread" in errors[0]
+
+
+@pytest.mark.parametrize("zoom", [0.5, 8.0])
+@pytest.mark.parametrize(
+    ("model", "backend"), [*COMBINATIONS, ("similarity", "opencv")], ids="-".join
+)
+def test_the_resolution_of_a_file_changes_nothing(model, backend, zoom):
+    """One picture kept at another resolution, and described at the same size."""
+    rng = np.random.default_rng(3)
+    query, database, _ = planted("affine" if model == "similarity" else model, rng, outliers=0.3)
+    scales = rng.uniform(10, 20, len(query))
+    matches = np.column_stack([np.arange(len(query))] * 2)
+
+    def at(keypoints, unit):
+        moved = unit * (keypoints + 0.5) - 0.5
+        return replace(features(moved, unit * scales), unit=unit)
+
+    settings = config(model, backend)
+    once = verify_matches(at(query, 1.0), at(database, 1.0), matches, settings)
+    again = verify_matches(at(query, zoom), at(database, 3.0), matches, settings)
+    assert again.num_inliers == pytest.approx(once.num_inliers, rel=0.02)
+    assert once.num_inliers > 100
+    # The transform is of the pixels of the files.
+    moved = zoom * (query + 0.5) - 0.5, 3 * (database + 0.5) - 0.5
+    name = "affine" if model == "similarity" else model
+    off = residuals(name, again.model, *moved)[again.inliers]
+    assert np.median(off) < 3 * settings.residual_px / 2

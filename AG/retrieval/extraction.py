@@ -231,14 +231,15 @@ def local_features_of_batch(
         left, top, right, bottom = plan.box
         # From fractions of the part to pixels of the photo, whose first centre is (0, 0).
         keypoints = positions[cell] * (right - left, bottom - top) + (left - 0.5, top - 0.5)
-        scales = sizes[cell] * (right - left) / plan.target[0]
+        unit = (right - left) / plan.target[0]
         features.append(
             LocalFeatures(
                 keypoints=keypoints.astype(np.float32),
                 descriptors=vectors[i][keep],
                 scores=strongest[i][keep],
                 image_size=plan.full,
-                scales=scales.astype(np.float32),
+                scales=(sizes[cell] * unit).astype(np.float32),
+                unit=unit,
             )
         )
     return features

@@ -19,7 +19,7 @@ from retrieval.errors import InputError
 from retrieval.files import read_json, sealed, write_atomically
 
 # Version of the stores that are written here; others are not read.
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class LocalFeatures:
     image_size:   (width, height) of the original image in pixels.
     scales:       (N,) float32, the size of a feature in pixels, or None.
     orientations: (N,) float32, radians, or None.
+    unit:         the side of a pixel of what was described, in pixels of the original image: above
+                  1 where it was reduced first. Residuals are measured in it.
     """
 
     keypoints: np.ndarray
@@ -41,6 +43,7 @@ class LocalFeatures:
     image_size: tuple[int, int]
     scales: np.ndarray | None = None
     orientations: np.ndarray | None = None
+    unit: float = 1.0
 
     def __post_init__(self) -> None:
         n = len(self.keypoints)
@@ -60,7 +63,7 @@ class LocalFeatures:
             return self
         rows = {name: getattr(self, name) for name in _STORED}
         kept: dict[str, Any] = {name: r if r is None else r[:count] for name, r in rows.items()}
-        return LocalFeatures(**kept, image_size=self.image_size)
+        return LocalFeatures(**kept, image_size=self.image_size, unit=self.unit)
 
 
 # How a store keeps the fields. Halves are enough for descriptors; keypoints in halves would be off
@@ -86,16 +89,16 @@ _MOST_OPEN = 256
 class _Place(NamedTuple):
     """Where a photo's features lie: rows start to stop of a shard; descriptors of d numbers.
 
-    crc32: of the shard; content: of the photo (`photo_sets.contents`); None where it was written
-    without.
+    crc32: of the shard; content: of the photo (`photo_sets.contents`), None where it is not known.
     """
 
     shard: Path
     start: int
     stop: int
     image_size: tuple[int, int]
+    unit: float
     dimensions: int
-    crc32: int | None
+    crc32: int
     content: str | None
 
 
@@ -178,13 +181,19 @@ class FeatureStore:
         try:
             shard = self._open_shard(place)
             fields = {n: _rows(shard, n, place) for n in _STORED.keys() & shard.keys()}
-            return LocalFeatures(**fields, image_size=place.image_size)
+            return LocalFeatures(**fields, image_size=place.image_size, unit=place.unit)
         except _SHARD_ERRORS as error:
             raise _damaged(place.shard, str(error)) from error
 
     def content(self, name: str) -> str | None:
         """What was described of an image; None where that is not known."""
         return self._places[name].content
+
+    def described_size(self, name: str) -> tuple[int, int]:
+        """The (width, height) of an image as it was described; KeyError if it is not there."""
+        place = self._places[name]
+        width, height = (round(side / place.unit) for side in place.image_size)
+        return width, height
 
     def writer(self, images_per_shard: int = 128) -> "FeatureWriter":
         """A writer whose images join this store when a shard is full, flushed or the block ends."""
@@ -200,7 +209,7 @@ class FeatureStore:
         path = place.shard
         with self._lock:
             if path not in self._whole:
-                if place.crc32 is not None and _crc32(path) != place.crc32:
+                if _crc32(path) != place.crc32:
                     raise ValueError("its checksum is wrong")
                 self._whole.add(path)
             if path not in self._open_shards:
@@ -270,7 +279,7 @@ class FeatureWriter:
             shard = self._store.folder / f"shard-{uuid.uuid4().hex}.safetensors"
             write_atomically(shard, data)
             entries = [
-                [name, len(image), *image.image_size, self._contents[name]]
+                [name, len(image), *image.image_size, image.unit, self._contents[name]]
                 for name, image in self._waiting.items()
             ]
             manifest = shard.with_suffix(".json")
@@ -293,7 +302,7 @@ def _as_stored(photo: str, features: LocalFeatures) -> LocalFeatures:
             f"{photo}: its descriptors are not finite or too large for 16 bits; check the "
             "weights that made them"
         )
-    return LocalFeatures(**fields, image_size=features.image_size)
+    return LocalFeatures(**fields, image_size=features.image_size, unit=features.unit)
 
 
 def _layout(features: LocalFeatures) -> dict[str, tuple[int, ...]]:
@@ -340,17 +349,18 @@ def _read_manifest(manifest: Path) -> dict[str, _Place]:
     shard = manifest.with_suffix(".safetensors")
     try:
         content = read_json(manifest)
-        if content.keys() - {"crc32"} != {"bytes", "dimensions", "images"}:
+        if content.keys() != {"bytes", "crc32", "dimensions", "images"}:
             raise ValueError(f"its entries are {', '.join(content)}")
-        num_bytes, told = int(content["bytes"]), (int(content["dimensions"]), content.get("crc32"))
+        num_bytes, told = int(content["bytes"]), (int(content["dimensions"]), int(content["crc32"]))
         places, start = {}, 0
-        for name, count, width, height, *content_of in content["images"]:
+        for name, count, width, height, unit, described in content["images"]:
             stop = start + int(count)
             if stop < start:
                 raise ValueError(f"{name} has {count} features")
-            described = content_of[0] if content_of else None
-            size = int(width), int(height)
-            places[str(name)] = _Place(shard, start, stop, size, *told, described)
+            size, unit = (int(width), int(height)), float(unit)
+            if not 0 < unit < np.inf:
+                raise ValueError(f"{name} was described in pixels of {unit}")
+            places[str(name)] = _Place(shard, start, stop, size, unit, *told, described)
             start = stop
     except _DAMAGED as error:
         raise _damaged(manifest, str(error)) from error

@@ -5,7 +5,7 @@ does so for the features of two images, and for model "similarity" takes one hyp
 match instead. The same matches and settings give the same answer, on every run and any thread.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -69,8 +69,39 @@ def verify_matches(
 ) -> Verification:
     """Verify (M, 2) matches [query row, database row] of two images, for every model.
 
-    Raises InputError as `verify` does, and for model "similarity" if features have no scales.
+    Residuals are in pixels of the database image as it was described, so that the answer does not
+    hang on the resolution of the files. Raises InputError as `verify` does, and for model
+    "similarity" if features have no scales.
     """
+    found = _verify_described(_as_described(query), _as_described(database), matches, config)
+    if found.model is None or query.unit == database.unit == 1:
+        return found
+    # With x = A u for described pixels u and pixels x of the query, and y = B v for the database:
+    # v ~ H u gives y ~ B H A⁻¹ x, and v' F u = 0 gives y' (B⁻¹)' F A⁻¹ x = 0.
+    before, after = (_to_pixels_of_photo(each.unit) for each in (query, database))
+    if config.model == "fundamental":
+        after = np.linalg.inv(after).T
+    return replace(found, model=after @ found.model @ np.linalg.inv(before))
+
+
+def _as_described(features: LocalFeatures) -> LocalFeatures:
+    """The features in pixels of what was described."""
+    if features.unit == 1:
+        return features
+    keypoints = (features.keypoints + 0.5) / features.unit - 0.5
+    scales = None if features.scales is None else features.scales / features.unit
+    return replace(features, keypoints=keypoints, scales=scales, unit=1.0)
+
+
+def _to_pixels_of_photo(unit: float) -> np.ndarray:
+    """(3, 3): pixels of what was described to pixels of the photo; (0, 0) is a pixel's centre."""
+    shift = (unit - 1) / 2
+    return np.array([[unit, 0.0, shift], [0.0, unit, shift], [0.0, 0.0, 1.0]])
+
+
+def _verify_described(
+    query: LocalFeatures, database: LocalFeatures, matches: np.ndarray, config: VerifyConfig
+) -> Verification:
     rows, columns = matches[:, 0], matches[:, 1]
     points = query.keypoints[rows], database.keypoints[columns]
     if config.model != "similarity":

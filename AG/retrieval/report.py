@@ -2,16 +2,19 @@
 
 import csv
 import io
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from retrieval.evaluation import Evaluation
+from retrieval.feature_folders import SetFeatures
 from retrieval.files import write_atomically
 from retrieval.metrics import rank_of
 
 _SHOWN = 5
+_OCTAVE = 2  # beyond it, features of one thing are no longer alike
 
 
 def in_words(figures: Mapping[str, float]) -> str:
@@ -53,10 +56,26 @@ def notes(run: Evaluation) -> list[str]:
             f"(over all threads: {parts})"
         )
     if run.features is not None:
+        lines += _on_sizes(run.features)
         lines.append(f"local features: {run.features.store.folder}")
     if run.skipped:
         lines.append(f"SKIPPED {len(run.skipped)} images that could not be decoded")
     return lines
+
+
+def _on_sizes(features: SetFeatures) -> list[str]:
+    """A warning where photos of the database were described at sizes an octave apart or more."""
+    database = features.database
+    found = [database.store.described_size(n) for n in database.names if n in database.store]
+    sizes = sorted(found, key=math.prod)
+    if not sizes or math.prod(sizes[-1]) < _OCTAVE**2 * math.prod(sizes[0]):
+        return []
+    (w, h), (width, height) = sizes[0], sizes[-1]
+    return [
+        f"database photos are described at {w}×{h} to {width}×{height} pixels: features of so "
+        "different sizes hardly match, and small photos can mislead re-ranking (--resize_test_imgs "
+        "or --longest_side brings them nearer)"
+    ]
 
 
 def answers(run: Evaluation, most_queries: int = 20) -> list[str]:

@@ -84,8 +84,9 @@ class VerifyConfig(Config, group="Verification"):
                 orientation): every match proposes one similarity, the best five are refined to
                 affine transforms, nothing is random.
     backend:    the library that samples; "similarity" needs none and takes the default only.
-    residual:   pixels in the database image (for "fundamental": from the epipolar line) up to which
-                a match is an inlier; None: the model's entry in DEFAULT_RESIDUAL.
+    residual:   pixels of the database image as it was described (for "fundamental": from the
+                epipolar line) up to which a match is an inlier; None: the model's entry in
+                DEFAULT_RESIDUAL.
     trials:     samples drawn at most ("similarity": matches that propose at most).
     confidence: sampling may stop early when a better model is less likely than 1 - confidence.
     seed:       of the sampling.
@@ -101,8 +102,9 @@ class VerifyConfig(Config, group="Verification"):
     backend: Backend = setting("opencv", "library that fits the model")
     residual: float | None = setting(
         None,
-        "a match within this of where the model puts it is an inlier (default: affine and "
-        "similarity 15, homography 12, fundamental 4)",
+        "a match within this of where the model puts it is an inlier, in pixels of the photo at "
+        "the size at which it is described (default: affine and similarity 15, homography 12, "
+        "fundamental 4)",
         "PIXELS",
         above=0,
     )
@@ -121,7 +123,7 @@ class VerifyConfig(Config, group="Verification"):
 
     @property
     def residual_px(self) -> float:
-        """The residual in force, in pixels."""
+        """The residual in force, in pixels of what was described."""
         return DEFAULT_RESIDUAL[self.model] if self.residual is None else self.residual
 
 

@@ -84,6 +84,7 @@ def in_photo(
         features,
         keypoints=keypoints.astype(np.float32),
         scales=features.scales * zoom[0],
+        unit=float(zoom[0]),
         image_size=full,
     )
 
