@@ -20,8 +20,7 @@ from collections.abc import Sequence
 import torch
 
 from retrieval import devices, global_search, report
-from retrieval.data.images import check_headers
-from retrieval.data.photo_sets import open_set
+from retrieval.data.photo_sets import check_photos, open_set
 from retrieval.drawing import looks
 from retrieval.drawing.html_report.page import write_report
 from retrieval.feature_folders import find_store, stored_features
@@ -38,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     stored = None if asked.local_features is None else find_store(asked.local_features)
     if stored is not None:
         stored_features(photos, stored)  # says at once where they are of other photos
-    check_headers([*photos.queries, *photos.database])
+    check_photos(photos.files, skip=asked.judged.extract.skip_bad_images)
     torch.manual_seed(asked.judged.seed)  # for --pretrained none
     network, loaded, _ = create(asked.network, asked.weights)
     eval_flags.check_weights_suffice(

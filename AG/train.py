@@ -21,8 +21,7 @@ import torch
 
 from retrieval import checkpoint, global_search, report
 from retrieval.data import places
-from retrieval.data.images import check_headers
-from retrieval.data.photo_sets import open_places
+from retrieval.data.photo_sets import check_photos, open_places
 from retrieval.drawing import looks
 from retrieval.networks.create import create
 from retrieval.training import cosplace
@@ -39,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     val_set = open_places(asked.val_folder, asked.positives)
     test = asked.test_folder
     test_set = None if test is None else open_places(test, asked.positives)
-    check_headers([*paths, *val_set.queries, *val_set.database])
+    check_photos(paths, val_set, test_set, skip=recipe.train.skip_bad_images)
 
     torch.manual_seed(recipe.train.seed)
     model, loaded, _ = create(asked.network, asked.weights)
@@ -48,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     evaluate = functools.partial(
         global_search.evaluate, model, config=asked.judged, resources=asked.resources
     )
-
-    start = cosplace.start(model, paths, groups, recipe, asked.where, str(loaded))
+    ground = cosplace.ground_of(model, str(loaded), paths, val_set, asked.judged)
+    start = cosplace.start(model, paths, groups, recipe, asked.where, ground)
     with start as (course, trainer):
         for epoch in trainer.epochs(epochs):
             group = epoch % len(groups)

@@ -24,8 +24,7 @@ import torch
 
 from retrieval import global_search, report
 from retrieval.data import places
-from retrieval.data.images import check_headers
-from retrieval.data.photo_sets import open_places
+from retrieval.data.photo_sets import check_photos, open_places
 from retrieval.global_search import Descriptors
 from retrieval.networks.create import create
 from retrieval.training import cosplace
@@ -40,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     epochs, steps = recipe.train.epochs_num, recipe.train.iterations_per_epoch
     paths, groups = places.load_groups(asked.train_folder, recipe.groups, script.CACHE)
     val_set = open_places(asked.val_folder, asked.positives)
-    check_headers([*paths, *val_set.queries, *val_set.database])
+    check_photos(paths, val_set, skip=recipe.train.skip_bad_images)
 
     torch.manual_seed(recipe.train.seed)
     model, loaded, _ = create(asked.network, asked.weights)
@@ -58,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
         return found.last.figures
 
-    start = cosplace.start(model, paths, groups, recipe, asked.where, str(loaded))
+    ground = cosplace.ground_of(model, str(loaded), paths, val_set, asked.judged)
+    start = cosplace.start(model, paths, groups, recipe, asked.where, ground)
     with start as (course, trainer):
         for epoch in trainer.epochs(epochs):
             group = epoch % len(groups)

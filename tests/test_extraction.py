@@ -188,3 +188,54 @@ def test_broken_photos_end_the_run_or_are_left_out_with_a_warning(model, photo, 
     assert found.any(axis=1).tolist() == [True, False, True]
     (said,) = caplog.messages
     assert "1.jpg" in said
+
+
+def test_photos_without_a_readable_header_are_skipped_or_listed(model, photo, tmp_path, caplog):
+    paths = [photo("a.png"), tmp_path / "empty.jpg", tmp_path / "page.jpg", tmp_path / "link.jpg"]
+    paths[1].touch()
+    paths[2].write_text("<html>")
+    paths[3].symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"3 photos could not be decoded(.|\n)*page\.jpg"):
+        describe(model, paths, config())
+    found = describe(model, paths, config(skip_bad_images=True))
+    assert found.any(axis=1).tolist() == [True, False, False, False]
+    assert sum("skipped" in line for line in caplog.messages) == 3
+
+
+def test_a_box_outside_names_its_photo(photo):
+    path = photo("a.png")
+    with pytest.raises(InputError, match=r"a\.png: box .* holds no pixel"):
+        one_batch(path, config(), (200, 200, 300, 300))
+
+
+def test_large_photos_come_in_smaller_batches(photo):
+    paths = [photo(f"{i}.png", (800, 625), i) for i in range(5)]
+    resources = Resources(num_workers=0, infer_batch_size=2)
+    sizes = [len(b.rows) for b in extraction.load_batches(as_photos(paths), config(), resources)]
+    assert sizes == [2, 2, 1]
+    paths = [photo(f"{i}.png", (2000, 1250), i) for i in range(3)]
+    sizes = [len(b.rows) for b in extraction.load_batches(as_photos(paths), config(), resources)]
+    assert sizes == [1, 1, 1]
+
+
+def test_a_batch_that_fills_the_memory_is_halved(model, photo, caplog):
+    """The memory holds two photos; what comes out is the same."""
+    paths = [photo(f"{i}.png", seed=i) for i in range(5)]
+    (batch,) = extraction.load_batches(as_photos(paths), config(), HERE)
+
+    def describe_two(part):
+        if len(part.rows) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return part.pixels.sum((1, 2, 3)).tolist()
+
+    with torch.no_grad():
+        found = list(extraction.in_memory(batch, describe_two))
+    assert [row for part, _ in found for row in part.rows] == batch.rows
+    assert [each for _, sums in found for each in sums] == batch.pixels.sum((1, 2, 3)).tolist()
+    assert any("too much for the memory" in line for line in caplog.messages)
+
+    def describe_none(part):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+
+    with pytest.raises(InputError, match=r"0\.png: the memory is too small for its 64×48 pixels"):
+        list(extraction.in_memory(batch, describe_none))

@@ -53,9 +53,9 @@ def test_a_folder_keeps_the_command_lines_that_trained_in_it(tmp_path, monkeypat
 
 
 def test_a_named_folder_at_work_is_an_error(tmp_path):
-    busy = RunFolder.at(tmp_path, {"folder": tmp_path})
+    busy = RunFolder.at(tmp_path, {"folder": tmp_path}, {})
     with pytest.raises(InputError, match="another process is training there"):
-        RunFolder.at(tmp_path, {})
+        RunFolder.at(tmp_path, {}, {})
     busy.close()
 
 
@@ -64,9 +64,33 @@ def test_the_own_checkpoint_goes_on_unless_another_is_named_anew(tmp_path):
     folder = tmp_path / "run"
     assert to_go_on_from(folder, start) == start
     assert to_go_on_from(folder, None) is None
-    RunFolder.at(folder, {"resume_train": start}).close()
+    RunFolder.at(folder, {"resume_train": start}, {}).close()
     own = folder / LAST_CHECKPOINT
     own.touch()
     assert to_go_on_from(folder, start) == own  # the same command again
     assert to_go_on_from(folder, None) == own
     assert to_go_on_from(folder, other) == other
+
+
+def test_a_run_on_other_ground_begins_anew_and_says_what_has_changed(tmp_path, caplog):
+    ground = {"training images": "60, abc", "validation by recall_values": (5,)}
+    first = RunFolder.open(tmp_path, {"lr": 1, "ground": ground})
+    first.close()
+    again = RunFolder.open(tmp_path, {"lr": 1, "ground": ground})
+    again.close()
+    assert again.path == first.path
+    assert not caplog.messages
+    changed = ground | {"training images": "120, def"}
+    other = RunFolder.open(tmp_path, {"lr": 1, "ground": changed})
+    other.close()
+    assert other.path != first.path
+    (line,) = caplog.messages
+    assert "there have changed: training images (60, abc, now 120, def). A new run" in line
+
+
+def test_a_named_folder_of_other_ground_is_refused(tmp_path):
+    RunFolder.at(tmp_path, {}, {"weights": "abc"}).close()
+    RunFolder.at(tmp_path, {}, {"weights": "abc"}).close()
+    with pytest.raises(InputError, match=r"changed: weights \(abc, now def\)\. .*another folder"):
+        RunFolder.at(tmp_path, {}, {"weights": "def"})
+    RunFolder.at(tmp_path, {}, {"weights": "abc"}).close()  # it was given free

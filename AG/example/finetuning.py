@@ -58,7 +58,9 @@ def main(
 
     with processes.join_world(asked.resources.device) as world:
         course = TupleCourse(model, tune, mining, asked.resources, world, start)
-        folder = run_folder.RunFolder.at(asked.folder, asdict(asked)) if world.is_main else None
+        folder = None
+        if world.is_main:
+            folder = run_folder.RunFolder.at(asked.folder, asdict(asked), course.ground(pairs))
         log.info("%s", testing.networks_in_words(model.meta()))
         log.info(">> Weights: %s", loaded)
         trainer = Trainer(course, world, folder, LoopConfig(tune.seed, tune.precision))

@@ -28,6 +28,12 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def tells_of_full_memory(error: RuntimeError) -> bool:
+    """Whether an error says that an allocation failed, on a GPU or for the CPU."""
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
+
+
 def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager:
     """Mixed precision for a forward pass; losses and poolings keep themselves in float32."""
     if precision == "fp32":

@@ -6,9 +6,9 @@ tell `progress.advance` how many photos are done.
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,11 @@ from retrieval.networks.pooling import l2_normalize
 from retrieval.whitening import Projection
 
 log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+# Of a photo as most sets have them: a batch holds no more than infer_batch_size times as many.
+_PIXELS = 1_000_000
 
 
 class _Plan(NamedTuple):
@@ -50,14 +55,14 @@ class Batch(NamedTuple):
 class _Photos(Dataset):
     """Decoded, cropped and resized images (3, H, W) uint8; of an unreadable one the error."""
 
-    def __init__(self, plans: Sequence[_Plan]) -> None:
-        self._plans = plans
+    def __init__(self, plans: Mapping[int, _Plan], most_pixels: int) -> None:
+        self._plans, self._most_pixels = plans, most_pixels
 
     def __getitem__(self, row: int) -> tuple[int, torch.Tensor | str]:
         path, full, box, target = self._plans[row]
         whole = box == (0, 0, *full)
         try:
-            pixels = images.read_image(path, max(target) if whole else None)
+            pixels = images.read_image(path, max(target) if whole else None, self._most_pixels)
         except images.ImageError as error:
             return row, str(error)
         if not whole:
@@ -67,14 +72,14 @@ class _Photos(Dataset):
         return row, torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def _make_plans(photos: Sequence[Photo], config: ExtractConfig) -> list[_Plan]:
-    plans = []
-    for photo in photos:
-        full = images.image_size(photo.path)
+def _plan(photo: Photo, config: ExtractConfig) -> _Plan:
+    full = images.image_size(photo.path)
+    try:
         box = (0, 0, *full) if photo.box is None else images.pixel_box(photo.box, full)
-        target = config.target_size(full, (box[2] - box[0], box[3] - box[1]))
-        plans.append(_Plan(photo.path, full, box, target))
-    return plans
+    except InputError as error:
+        raise InputError(f"{photo.path}: {error}") from error
+    target = config.target_size(full, (box[2] - box[0], box[3] - box[1]))
+    return _Plan(photo.path, full, box, target)
 
 
 def load_batches(
@@ -82,18 +87,29 @@ def load_batches(
 ) -> Iterator[Batch]:
     """Decode the photos in workers and give them out in batches of one size, each photo once.
 
-    Those that cannot be decoded are in no batch. After the sound ones have been given out they are
-    an InputError that lists them all, or with ``config.skip_bad_images`` a warning each.
+    A batch has at most as many pixels as ``infer_batch_size`` photos of a million, but at least one
+    photo. Those that cannot be decoded are in no batch. After the sound ones have been given out
+    they are an InputError that lists them all, or with ``config.skip_bad_images`` a warning each.
     """
-    plans = _make_plans(photos, config)
-    by_size: dict[tuple[int, int], list[int]] = {}
-    for row, plan in enumerate(plans):
-        by_size.setdefault(plan.target, []).append(row)
-    step = resources.infer_batch_size
-    batches = [rows[i : i + step] for rows in by_size.values() for i in range(0, len(rows), step)]
-    pixels = [min(step, len(rows)) * math.prod(size) for size, rows in by_size.items()]
+    plans: dict[int, _Plan] = {}
     errors: list[str] = []
-    for items in load(_Photos(plans), batches, resources.num_workers, 3 * max(pixels, default=0)):
+    for row, photo in enumerate(photos):
+        try:
+            plans[row] = _plan(photo, config)
+        except images.ImageError as unreadable:
+            errors.append(str(unreadable))
+    progress.advance(len(errors))
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for row, plan in plans.items():
+        by_size.setdefault(plan.target, []).append(row)
+    batches: list[list[int]] = []
+    for size, rows in by_size.items():
+        step = resources.infer_batch_size
+        step = max(1, min(step, step * _PIXELS // math.prod(size)))
+        batches += [rows[start : start + step] for start in range(0, len(rows), step)]
+    largest = max((len(rows) * math.prod(plans[rows[0]].target) for rows in batches), default=0)
+    decoded = _Photos(plans, config.max_pixels)
+    for items in load(decoded, batches, resources.num_workers, 3 * largest):
         errors += [image for _, image in items if isinstance(image, str)]
         sound = [(row, image) for row, image in items if not isinstance(image, str)]
         if sound:
@@ -131,18 +147,47 @@ def global_descriptors(
 
     The row of a skipped photo is zero.
     """
-    device = next(model.parameters()).device
     model.eval()
     result = np.zeros((len(photos), model.descriptor_dim), np.float32)
     for batch in load_batches(photos, config, resources):
-        pixels = _to_device(batch.pixels, device)
-        mean = torch.zeros(len(pixels), model.descriptor_dim, device=device)
-        for scale in config.scales:
-            with devices.autocast(device, config.precision):
-                mean += model.global_descriptors(_scaled(pixels, scale)).float()
-        result[batch.rows] = found = l2_normalize(mean).cpu().numpy()
-        _check(found.any(axis=1) & np.isfinite(found).all(axis=1), batch, "descriptor")
+        for part, found in in_memory(batch, lambda part: _descriptors_of(model, part, config)):
+            result[part.rows] = found
+            _check(found.any(axis=1) & np.isfinite(found).all(axis=1), part, "descriptor")
     return result
+
+
+def _descriptors_of(model: GlobalNetwork, batch: Batch, config: ExtractConfig) -> np.ndarray:
+    device = next(model.parameters()).device
+    pixels = _to_device(batch.pixels, device)
+    mean = torch.zeros(len(pixels), model.descriptor_dim, device=device)
+    for scale in config.scales:
+        with devices.autocast(device, config.precision):
+            mean += model.global_descriptors(_scaled(pixels, scale)).float()
+    return l2_normalize(mean).cpu().numpy()
+
+
+def in_memory(batch: Batch, describe: Callable[[Batch], Result]) -> Iterator[tuple[Batch, Result]]:
+    """What ``describe`` makes of a batch; where memory ends, of its halves, quarters …
+
+    Raises InputError where one photo is too much.
+    """
+    try:
+        yield batch, describe(batch)
+        return
+    except RuntimeError as error:
+        if not devices.tells_of_full_memory(error):
+            raise
+        if len(batch.rows) == 1:
+            height, width = batch.pixels.shape[-2:]
+            raise InputError(
+                f"{batch.plans[0].path}: the memory is too small for its {width}×{height} pixels; "
+                "reduce it (--longest_side), or leave out the largest scales"
+            ) from error
+    half = len(batch.rows) // 2
+    log.warning("%d photos at once are too much for the memory: %d are tried", 2 * half, half)
+    for rows in (slice(half), slice(half, None)):
+        part = Batch(batch.plans[rows], batch.rows[rows], batch.pixels[rows])
+        yield from in_memory(part, describe)
 
 
 def _check(sound: np.ndarray, batch: Batch, what: str) -> None:
@@ -253,8 +298,8 @@ def local_descriptors(
     model.eval()
     samples = []
     for batch in load_batches(photos, config, resources):
-        found = local_features_of_batch(model, batch, config)
-        samples += [features.descriptors for features in found]
+        for _, found in in_memory(batch, lambda part: local_features_of_batch(model, part, config)):
+            samples += [features.descriptors for features in found]
     return np.concatenate(samples)
 
 
@@ -274,6 +319,9 @@ def extract_local_features(
     progress.advance(len(photos) - len(missing))
     with store.writer() as writer:
         for batch in load_batches(missing, config, resources):
-            found = local_features_of_batch(model, batch, config, projection)
-            for row, features in zip(batch.rows, found, strict=True):
-                writer.put(missing[row].name, features, described[row])
+            parts = in_memory(
+                batch, lambda part: local_features_of_batch(model, part, config, projection)
+            )
+            for part, found in parts:
+                for row, features in zip(part.rows, found, strict=True):
+                    writer.put(missing[row].name, features, described[row])

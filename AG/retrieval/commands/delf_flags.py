@@ -118,6 +118,7 @@ class DelfOptions(shared.DataRootFlags, shared.ResourceFlags, group="Network"):
             resize="longest",
             size=size,
             precision=self.tune.precision,
+            skip_bad_images=self.tune.skip_bad_images,
         )
 
 

@@ -15,7 +15,7 @@ from retrieval.commands.shared_flags import (
     ReportFlags,
     TestSetFlags,
 )
-from retrieval.configs.describe import SiftConfig
+from retrieval.configs.describe import SKIP, SiftConfig
 from retrieval.configs.rank import (
     SIFT_RATIO,
     VERIFIED,
@@ -101,6 +101,7 @@ class SiftOptions(DataRootFlags, PhotoSetFlags):
     """All that voc_tree.SIFT.get_descriptor is asked for."""
 
     directory: Path = argument("folder of all features", "FEATURES")
+    skip_bad_images: bool = setting(False, SKIP, group="Run")
     sift: SiftConfig = field(default_factory=SiftConfig)
     resources: Resources = field(default_factory=Resources)
 

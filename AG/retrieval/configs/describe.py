@@ -183,6 +183,13 @@ class ExtractConfig(Config, group="Local features"):
     min_score: float = setting(
         0.0, "score that a local feature must have: at least this", names=("alpha_thresh",)
     )
+    max_pixels: int = setting(
+        128_000_000,
+        "a photo of which more than this would be decoded is an error",
+        "PIXELS",
+        group="Photos",
+        least=1,
+    )
     precision: Precision = setting("bf16", PRECISION, group="Run")
     skip_bad_images: bool = setting(False, SKIP, group="Run")
 

@@ -1,7 +1,8 @@
 """How answers are judged: which photos, which answers are right, how a network is evaluated."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from retrieval.configs.describe import ExtractConfig, PcaConfig
 from retrieval.configs.learn import SEED
@@ -61,3 +62,10 @@ class EvaluationConfig(Config, group="Results"):
         group="Local features",
     )
     seed: int = setting(0, SEED, group="Run", least=0)
+
+    def decisive(self) -> dict[str, Any]:
+        """All that decides the figures of sound photos, as plain values."""
+        values = asdict(self)
+        for name in ("skip_bad_images", "max_pixels"):
+            del values["extract"][name]
+        return values

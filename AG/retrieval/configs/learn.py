@@ -167,6 +167,7 @@ class TuneConfig(Config, group="Training"):
     epochs: int = setting(100, EPOCHS, names=("epochs_num",), least=0)
     seed: int = setting(0, SEED, group="Run", least=0)
     precision: Precision = setting("bf16", PRECISION, group="Run")
+    skip_bad_images: bool = setting(False, SKIP, group="Run")
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,16 @@ def content_hashes(paths: Sequence[Path]) -> list[str | None]:
     return [None if stamp is None else _known.get(stamp) or found[stamp] for stamp in stamps]
 
 
+def fingerprint(paths: Sequence[Path], more: str = "") -> str:
+    """A hash of the names and contents of these files in this order, and of ``more``."""
+    digest = hashlib.sha256()
+    for path, content in zip(paths, content_hashes(paths), strict=True):
+        # Names need not be UTF-8.
+        digest.update(f"{path.name}:{content};".encode(errors="surrogateescape"))
+    digest.update(more.encode())
+    return digest.hexdigest()[:16]
+
+
 def _stamp(path: Path) -> _Stamp | None:
     try:
         found = path.stat()

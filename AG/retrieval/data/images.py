@@ -1,8 +1,12 @@
 """Image files to arrays: (H, W, 3) uint8 RGB, turned upright as their EXIF orientation says."""
 
+import functools
+import logging
+import mimetypes
 import os
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,11 +20,20 @@ from retrieval.errors import InputError
 
 Box = tuple[float, float, float, float]
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+log = logging.getLogger(__name__)
+
+EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
 # The decoders that are used, whatever a file is called: one of the others starts Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+# What phones write; the optional package pillow-heif reads it.
+HEIF = (".heic", ".heif", ".hif")
+# Photos that are counted where they are left out, beside all that `mimetypes` calls an image.
+_RAW = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2", ".avif", ".jp2", ".jxl")
 # Pixels that are decoded at most, some 400 MB: more than the largest cameras of phones give.
 MOST_PIXELS = 128_000_000
+# Sides longer than so many times the other: no camera makes such photos, and a resizing that
+# brings the shorter side to some hundred pixels makes them fill the memory.
+_MOST_ASPECT = 100
 
 # ImageNet statistics, with which torchvision's backbones were trained.
 MEAN = (0.485, 0.456, 0.406)
@@ -59,12 +72,16 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     """All image files below ``folder``, recursively, sorted by path.
 
     Extensions are compared without case; links are followed, hidden files and folders left out.
-    Raises InputError if the folder does not exist or holds no image.
+    Files that look like photos and cannot be read are counted in a warning. Raises InputError if
+    the folder does not exist or holds no image.
     """
     root = Path(folder)
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; check the path given for the data set")
-    found, visited = [], set()
+    found: list[str] = []
+    left_out: Counter[str] = Counter()
+    visited = set()
+    endings = EXTENSIONS + (HEIF if _reads_heif() else ())
     for here, folders, files in os.walk(root, followlinks=True):
         real = os.path.realpath(here)
         if real in visited:  # a link back to a folder above it
@@ -72,24 +89,67 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
             continue
         visited.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        names = [name for name in files if name.lower().endswith(EXTENSIONS)]
-        found += [os.path.join(here, name) for name in names if not name.startswith(".")]
+        names = [name for name in files if not name.startswith(".")]
+        found += [os.path.join(here, name) for name in names if name.lower().endswith(endings)]
+        others = [name for name in names if not name.lower().endswith(endings)]
+        left_out.update(os.path.splitext(name)[1].lower() for name in others if _is_photo(name))
+    told = _left_out_in_words(left_out)
     if not found:
         raise InputError(
-            f"{root}: no images ({', '.join(EXTENSIONS)}) in this folder or below; "
-            "check the path given for the data set"
+            f"{root}: no images ({', '.join(endings)}) in this folder or below; "
+            f"check the path given for the data set{'; ' * bool(told)}{told}"
         )
+    if told:
+        _warn_once(f"{root}: {told}")
     return [Path(path) for path in sorted(found)]
 
 
-def read_image(path: str | os.PathLike[str], longest_side: int | None = None) -> np.ndarray:
+def _is_photo(name: str) -> bool:
+    """Whether a file that is not read looks like a photo."""
+    kind = mimetypes.guess_type(name)[0] or ""
+    return kind.startswith("image/") or name.lower().endswith(HEIF + _RAW)
+
+
+def _left_out_in_words(count: Counter[str]) -> str:
+    """``3 .heic and 1 .gif are left out`` …, with what would read them; or nothing."""
+    if not count:
+        return ""
+    parts = " and ".join(f"{number} {ending}" for ending, number in count.most_common())
+    remedy = "convert them to .jpg or .png"
+    if set(count) & set(HEIF):
+        remedy = f"pip install 'delg-delf[heic]' reads {', '.join(HEIF)}; else {remedy}"
+    return f"{parts} {'is' if count.total() == 1 else 'are'} left out ({remedy})"
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    log.warning("%s", message)
+
+
+@functools.cache
+def _reads_heif() -> bool:
+    """Whether the optional decoder is there; Pillow is told of it."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
+
+
+def read_image(
+    path: str | os.PathLike[str],
+    longest_side: int | None = None,
+    most_pixels: int | None = MOST_PIXELS,
+) -> np.ndarray:
     """Decode an image file: (H, W, 3) uint8 RGB, upright.
 
     With ``longest_side`` a larger image is reduced so that its longer side has that many pixels;
     a smaller one keeps its size. A JPEG is then decoded at 1/2, 1/4 or 1/8 of its size where that
-    is enough. Grey, palette and CMYK images become RGB, an alpha channel is dropped, 16-bit grey
-    keeps its upper 8 bits. Raises ImageError for a file that is missing, damaged or truncated, of
-    none of the `FORMATS`, or of more than MOST_PIXELS to decode.
+    is enough. Grey, palette and CMYK images become RGB, an alpha channel is dropped. Of 16-bit
+    grey the upper 8 of the bits that its brightest pixel needs are kept: cameras for heat, depth
+    and medicine fill 10 to 14 of them. Raises ImageError for a file that is missing, damaged or
+    truncated, of none of the `FORMATS`, or of more than ``most_pixels`` to decode.
     """
     try:
         with _open(path) as image:
@@ -97,10 +157,10 @@ def read_image(path: str | os.PathLike[str], longest_side: int | None = None) ->
             if longest_side is not None and longest_side < max(size):
                 size = _fit(size, longest_side)
                 image.draft(None, size)
-            if image.width * image.height > MOST_PIXELS:
+            if most_pixels is not None and image.width * image.height > most_pixels:
                 raise ValueError(
-                    f"{image.width}×{image.height} pixels, more than {MOST_PIXELS // 10**6} "
-                    "million; reduce it (of a JPEG, --longest_side decodes less)"
+                    f"{image.width}×{image.height} pixels, more than --max_pixels {most_pixels}; "
+                    "reduce it, or raise that (of a JPEG, --longest_side decodes less)"
                 )
             image.load()
             rgb = _to_rgb(image)
@@ -128,32 +188,49 @@ def _open(path: str | os.PathLike[str]) -> Image.Image:
     Pillow limits the whole image; of a JPEG less than that may be decoded, which is limited there.
     """
     try:
-        return Image.open(path, formats=FORMATS)
+        image = Image.open(path, formats=FORMATS + ("HEIF",) * _reads_heif())
     except Image.DecompressionBombError:
         with open(path, "rb") as file:
             if file.read(2) != b"\xff\xd8":
-                raise
-        return JpegImagePlugin.JpegImageFile(path)
+                raise ValueError("more pixels than Pillow decodes; reduce it") from None
+        image = JpegImagePlugin.JpegImageFile(path)
+    if max(image.size) > _MOST_ASPECT * min(image.size):
+        image.close()
+        raise ValueError(f"{image.width}×{image.height} pixels: no photo is that narrow; crop it")
+    return image
 
 
-def check_headers(
-    paths: Sequence[str | os.PathLike[str]],
-) -> None:
-    """Raise ImageError if a header is unreadable, naming the first such file and their number."""
-    errors = []
-    with ThreadPoolExecutor(max_workers=8) as pool, progress.bar("reading headers", len(paths)):
-        for error in pool.map(_header_error, paths):
-            progress.advance()
-            errors += [error] if error is not None else []
+def check_photos(headers: Sequence[Path], whole: Sequence[Path] = ()) -> None:
+    """Look for photos that cannot be read before long work that would stumble over them.
+
+    headers: of these the headers are read, which is fast; whole: these are decoded, as small as
+    their format allows. Raises ImageError with the first and the number of those that are bad.
+    """
+    count = len(headers) + len(whole)
+    with ThreadPoolExecutor() as pool, progress.bar("checking photos", count):
+        errors = []
+        for found in (pool.map(_error_of_header, headers), pool.map(_error_of_all, whole)):
+            for error in found:
+                progress.advance()
+                errors += [] if error is None else [error]
     if errors:
         raise ImageError(
-            f"{errors[0]} ({len(errors)} of {len(paths)} images have an unreadable header)"
+            f"{errors[0]} ({len(errors)} of {count} photos cannot be read; --skip_bad_images goes "
+            "on without them)"
         ) from errors[0]
 
 
-def _header_error(path: str | os.PathLike[str]) -> ImageError | None:
+def _error_of_header(path: Path) -> ImageError | None:
     try:
         image_size(path)
+    except ImageError as error:
+        return error
+    return None
+
+
+def _error_of_all(path: Path) -> ImageError | None:
+    try:
+        read_image(path, longest_side=64)
     except ImageError as error:
         return error
     return None
@@ -210,7 +287,9 @@ def _orientation(image: Image.Image) -> int:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        values = np.asarray(image)
+        bits = max(8, int(values.max(initial=0)).bit_length())
+        return Image.fromarray((values >> (bits - 8)).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ValueError(f"32-bit pixels (mode {image.mode}); 8 bits a channel are expected")
     if image.mode == "P" and "transparency" in image.info:

@@ -1,6 +1,5 @@
 """Photo sets: what is searched and with what, and which answers are right, whatever the layout."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from typing import NamedTuple
 
 from retrieval.configs.judge import PositivesConfig, Source
 from retrieval.data import ground_truth, images, places, positives
-from retrieval.data.contents import content_hashes
+from retrieval.data.contents import content_hashes, fingerprint
 from retrieval.data.images import Box
 from retrieval.data.positives import Positives
 from retrieval.errors import InputError
@@ -39,6 +38,12 @@ def contents(photos: Sequence[Photo]) -> list[str]:
     return [f"{found} {photo.box or ''}" for photo, found in zip(photos, hashes, strict=True)]
 
 
+def check_photos(headers: Sequence[Path], *whole: "PhotoSet | None", skip: bool) -> None:
+    """`images.check_photos` of these files, and of those of whole sets; nothing with ``skip``."""
+    if not skip:
+        images.check_photos(headers, [path for each in whole if each for path in each.files])
+
+
 def as_photos(paths: Sequence[Path]) -> list[Photo]:
     """Whole photos that are named by their paths."""
     return [Photo(path, str(path)) for path in paths]
@@ -62,6 +67,11 @@ class PhotoSet:
     ground_truth: dict[str, Positives] = field(default_factory=dict)
     query_boxes: Sequence[Box] | None = None
     source: Source | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        """All photos, queries first."""
+        return [*self.queries, *self.database]
 
     @property
     def name(self) -> str:
@@ -102,16 +112,10 @@ class PhotoSet:
 
     def fingerprint(self) -> str:
         """A hash of names, contents, boxes and ground truth: equal sets give equal results."""
-        digest = hashlib.sha256()
-        paths = [*self.queries, *self.database]
-        for path, content in zip(paths, content_hashes(paths), strict=True):
-            # Names need not be UTF-8.
-            digest.update(f"{path.name}:{content};".encode(errors="surrogateescape"))
-        digest.update(repr([tuple(map(float, box)) for box in self.query_boxes or ()]).encode())
+        more = [repr([tuple(map(float, box)) for box in self.query_boxes or ()])]
         for name, truth in sorted(self.ground_truth.items()):
-            for rows in [*truth.positives, *truth.junk]:
-                digest.update(f"{name}{rows.tolist()}".encode())
-        return digest.hexdigest()[:16]
+            more += [f"{name}{rows.tolist()}" for rows in [*truth.positives, *truth.junk]]
+        return fingerprint(self.files, "".join(more))
 
 
 def distinct(names: Sequence[str]) -> list[str]:

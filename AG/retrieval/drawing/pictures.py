@@ -38,7 +38,7 @@ def thumbnail(path: Path, box: Sequence[float] | None = None) -> np.ndarray:
     box: left, top, right, bottom in pixels of the original. Raises ImageError for a photo that
     cannot be read.
     """
-    image = images.read_image(path, SIDE)
+    image = images.read_image(path, SIDE, None)
     if box is not None:
         corners = scaled(np.reshape(box, (2, 2)), images.image_size(path), image)
         first, second = (tuple(corner) for corner in np.rint(corners).astype(int).tolist())
@@ -61,7 +61,7 @@ def panel(path: Path, enlarged: int = 1) -> np.ndarray:
     Raises ImageError for a photo that cannot be read.
     """
     across, down = (enlarged * side for side in PANEL)
-    image = images.read_image(path, max(across, down))
+    image = images.read_image(path, max(across, down), None)
     height, width = image.shape[:2]
     factor = min(across / width, down / height)
     size = max(1, round(width * factor)), max(1, round(height * factor))

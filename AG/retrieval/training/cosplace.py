@@ -16,7 +16,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from retrieval import checkpoint
+from retrieval.configs.judge import EvaluationConfig
 from retrieval.configs.learn import LoopConfig, LossConfig, Recipe, Where
+from retrieval.data.contents import fingerprint
+from retrieval.data.photo_sets import PhotoSet
 from retrieval.data.places import Group
 from retrieval.errors import InputError
 from retrieval.networks.delg import Delg
@@ -165,6 +168,18 @@ class CosPlace:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
+def ground_of(
+    model: Delg, weights: str, paths: Sequence[Path], val_set: PhotoSet, judged: EvaluationConfig
+) -> dict[str, Any]:
+    """What a training starts from and is judged by, as plain values; weights: the same in words."""
+    return {
+        "weights": f"{weights}, {checkpoint.weights_hash(model.state_dict())[:16]}",
+        "training images": f"{len(paths)}, {fingerprint(paths)}",
+        "validation set": f"{val_set.folder}, {val_set.fingerprint()}",
+        **{f"validation by {name}": value for name, value in judged.decisive().items()},
+    }
+
+
 @contextlib.contextmanager
 def start(
     model: Delg,
@@ -172,19 +187,18 @@ def start(
     groups: Sequence[Group],
     recipe: Recipe,
     where: Where,
-    weights: str,
+    ground: Mapping[str, Any],
 ) -> Iterator[tuple[CosPlace, Trainer]]:
     """The course and its trainer, for the block to train with; finished when the block ends.
 
-    The run folder is new, or that of an unfinished run of the same settings, which then goes on.
-    ``weights`` says in words what ``model`` starts from.
+    The run folder is new, or that of an unfinished run of the same settings on the same ``ground``
+    (`ground_of` that ``model`` starts from), which then goes on.
     """
     settings = {
         **asdict(recipe),
         "network": asdict(model.config),
-        "weights": weights,
-        "images": str(paths[0].parent.resolve()),
         "resume_train": str(where.resume_train or ""),
+        "ground": ground,
     }
     train = recipe.train
     loop = LoopConfig(train.seed, train.precision, train.checkpoint_minutes)

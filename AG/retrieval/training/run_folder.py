@@ -51,7 +51,8 @@ class RunFolder:
         """The folder of an unfinished run of the same settings below ``root``, else a new one.
 
         A folder in which another process is at work is left alone, and one whose settings are
-        damaged is passed by with a warning.
+        damaged is passed by with a warning. Where all that differs is the ground, as
+        photos that were replaced, what has changed is said.
         """
         wanted = json.loads(json.dumps(settings))
         for file in sorted(root.glob("*/settings.json"), reverse=True):
@@ -62,18 +63,41 @@ class RunFolder:
             except (OSError, ValueError) as error:
                 log.warning("%s is damaged (%s): what its run began is left alone", file, error)
                 continue
-            if found == wanted:
-                with contextlib.suppress(filelock.Timeout):
-                    return cls(file.parent, settings)
+            if {**found, "ground": None} != {**wanted, "ground": None}:
+                continue
+            if changed := _changes(found, wanted):
+                log.warning(
+                    "%s is unfinished, but since it began there have changed: %s. A new run begins",
+                    file.parent,
+                    "; ".join(changed),
+                )
+                continue
+            with contextlib.suppress(filelock.Timeout):
+                return cls(file.parent, settings)
         return cls(new_folder(root), settings)
 
     @classmethod
-    def at(cls, path: Path, settings: Mapping[str, Any]) -> "RunFolder":
-        """The folder ``path``; InputError where another process is at work in it."""
+    def at(cls, path: Path, settings: Mapping[str, Any], ground: Mapping[str, Any]) -> "RunFolder":
+        """The folder ``path``.
+
+        InputError where another process is at work in it, or what lies there began on other ground.
+        """
+        settings = {**settings, "ground": ground}
         try:
-            return cls(path, settings)
+            folder = cls(path, settings)
         except filelock.Timeout as error:
             raise InputError(f"{path}: another process is training there") from error
+        try:
+            began_with = read_json(path / "settings.json")
+        except (OSError, ValueError):  # damaged: nothing is known of its ground
+            return folder
+        if changed := _changes(began_with, settings):
+            folder.close()
+            raise InputError(
+                f"{path}: since this training began there have changed: {'; '.join(changed)}. "
+                "Undo that, or begin in another folder"
+            )
+        return folder
 
     @property
     def last_checkpoint(self) -> Path:
@@ -94,6 +118,19 @@ class RunFolder:
         logging.getLogger().removeHandler(self._log_file)
         self._log_file.close()
         self._lock.release()
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs in the grounds of two settings, in words; nothing where one is not known."""
+    old, new = before.get("ground"), now.get("ground")
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return []
+    values = json.loads(json.dumps(new, default=str))
+    return [
+        f"{key} ({old.get(key)}, now {value})"
+        for key, value in values.items()
+        if old.get(key) != value
+    ]
 
 
 def to_go_on_from(folder: Path, resume_train: Path | None) -> Path | None:

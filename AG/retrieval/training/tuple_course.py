@@ -1,5 +1,6 @@
 """Fine-tuning of a `Delf` on mined tuples, as Radenovic et al. 2018 do it."""
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -9,10 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from retrieval import devices, extraction, progress
+from retrieval import checkpoint, devices, extraction, progress
 from retrieval.configs.describe import ExtractConfig, Precision
 from retrieval.configs.learn import MiningConfig, TuneConfig
 from retrieval.configs.run import Resources
+from retrieval.data.contents import fingerprint
 from retrieval.data.images import normalize
 from retrieval.data.loading import load
 from retrieval.data.photo_sets import as_photos
@@ -22,6 +24,8 @@ from retrieval.networks.delf import Delf
 from retrieval.training import processes
 from retrieval.training.losses import contrastive, triplet
 from retrieval.training.sfm_tuples import TuplePhotos, Tuples, mine_tuples
+
+log = logging.getLogger(__name__)
 
 LOSSES = {"contrastive": contrastive, "triplet": triplet}
 DECAY = 0.01  # the learning rate of epoch e is exp(-DECAY · e) of the first's
@@ -58,9 +62,17 @@ class TupleCourse:
             else torch.optim.SGD(groups, momentum=tune.momentum)
         )
         self.tuples: Tuples | None = None
-        tuning = {name: value for name, value in asdict(tune).items() if name != "epochs"}
+        tuning = asdict(tune)
+        del tuning["epochs"], tuning["skip_bad_images"]
         self.settings = {**asdict(model.config), **asdict(mining), **tuning, **start}
         self._tune, self._resources, self._world = tune, resources, world
+
+    def ground(self, pairs: Mapping[str, SfmPairs]) -> dict[str, str]:
+        """The present weights and the photos of each mode, as hashes: what a run begins on."""
+        photos = {f"{mode} photos": fingerprint(each.paths) for mode, each in pairs.items()}
+        if self.settings["pretrained"] == "none":  # the seed decides
+            return photos
+        return photos | {"weights": checkpoint.weights_hash(self.model.state_dict())[:16]}
 
     def begin(self, epoch: int) -> None:
         """Set the network to learn, at the epoch's rate."""
@@ -72,7 +84,12 @@ class TupleCourse:
         """Tuples by the present network; each process describes its share of the photos."""
         rank, size = self._world.rank, self._world.size
         tune = self._tune
-        reading = ExtractConfig("longest", tune.image_size, precision=tune.precision)
+        reading = ExtractConfig(
+            "longest",
+            tune.image_size,
+            precision=tune.precision,
+            skip_bad_images=tune.skip_bad_images,
+        )
 
         def describe(paths: Sequence[Path]) -> np.ndarray:
             with progress.bar("descriptors", len(paths[rank::size])):
@@ -90,7 +107,7 @@ class TupleCourse:
     ) -> Iterator[list[list[torch.Tensor]]]:
         """From batch ``first`` on, this process's share of each: the images of its tuples.
 
-        InputError where a photo cannot be decoded.
+        InputError where a photo cannot be decoded; or a warning, and its tuple is left out.
         """
         count, size = len(tuples), self._tune.batch_size
         shares = [
@@ -103,9 +120,11 @@ class TupleCourse:
         batch_bytes = largest * 3 * side * side
         for items in load(photos, shares, self._resources.num_workers, batch_bytes):
             errors = [item for item in items if isinstance(item, str)]
-            if errors:
-                raise InputError("; ".join(errors))
-            yield items
+            if errors and (len(errors) == len(items) or not self._tune.skip_bad_images):
+                raise InputError("; ".join(errors) + " (--skip_bad_images goes on without them)")
+            for error in errors:
+                log.warning("skipped: %s", error)
+            yield [item for item in items if not isinstance(item, str)]
 
     def count_batches(self, tuples: Tuples) -> int:
         """How many batches these tuples make; the last may be smaller."""

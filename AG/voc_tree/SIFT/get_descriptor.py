@@ -38,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     asked = tree_flags.read_sift(__doc__, argv)
     root = asked.directory / asked.sift.directory
     for photos in asked.photo_sets:
-        store = extract(photos, root / photos.name, asked.sift, asked.resources)
+        store = extract(
+            photos, root / photos.name, asked.sift, asked.resources, skip=asked.skip_bad_images
+        )
         empty = sum(len(store[name]) == 0 for name in store.names())
         log.info(
             ">> %s: %d images in %s, %d without features", photos.name, len(store), root, empty
@@ -46,9 +48,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def extract(
-    photos: PhotoSet, folder: Path, config: SiftConfig, resources: Resources
+    photos: PhotoSet, folder: Path, config: SiftConfig, resources: Resources, *, skip: bool = False
 ) -> FeatureStore:
-    """A store in ``folder`` with the SIFT features of all photos of a set."""
+    """A store in ``folder`` with the SIFT features of all photos of a set.
+
+    skip: photos that cannot be decoded are left out with a warning, and are no error.
+    """
     store = open_store(photos, "sift", asdict(config), folder)
     missing = [
         photo
@@ -57,7 +62,7 @@ def extract(
     ]
     described = contents(missing)  # before they are read: what changes meanwhile is read again
     sift = Sift(config)
-    reading = ExtractConfig(resize="longest", size=config.longest_side)
+    reading = ExtractConfig("longest", config.longest_side, skip_bad_images=skip)
     one_by_one = replace(resources, infer_batch_size=1)
     with store.writer() as writer, progress.bar(f"SIFT of {photos.name}", len(missing)):
         for (plan,), (row,), pixels in load_batches(missing, reading, one_by_one):
