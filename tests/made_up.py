@@ -36,6 +36,9 @@ class Looked(Sequence[LocalFeatures]):
             return [self._lookup(each) for each in range(*row.indices(self._count))]
         return self._lookup(row)
 
+    def described_sizes(self):
+        return [self._lookup(row).image_size for row in range(self._count)]
+
 
 def set_features(queries, database, photos: PhotoSet) -> SetFeatures:
     """The features of a photo set by two functions of the row."""

@@ -165,9 +165,9 @@ def write_cosplace(path: Path) -> None:
 
 
 def write_folders(folder: Path, database: str, queries: str, names: list[str]) -> None:
-    for kind in (database, queries):
+    for first, kind in enumerate((database, queries)):
         for i, name in enumerate(names):
-            write_photo(folder / kind / name, i)
+            write_photo(folder / kind / name, i + 10 * first)
 
 
 @pytest.fixture(scope="module")

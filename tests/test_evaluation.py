@@ -286,3 +286,18 @@ def test_photos_of_very_different_sizes_are_said(run, tmp_path):
     assert said(((640, 480), 1.0), ((64, 48), 0.1), ((6400, 4800), 10.0)) == []
     (note,) = said(((640, 480), 1.0), ((64, 48), 1.0), ((800, 600), 1.0))
     assert "64×48 to 800×600" in note
+
+
+def test_queries_without_a_right_answer_are_said_beside_the_recall_of_the_others(run):
+    def told(positives):
+        truth = Positives(positives, [np.array([])] * 2)
+        photos = replace(run.photos, ground_truth={"R": truth})
+        steps = tuple(score(name, ranking(rows), photos) for name, rows in ROWS.items())
+        notes = report.notes(replace(run, photos=photos, steps=steps, verified=None))
+        return steps[-1].figures["R@1"], [note for note in notes if "no right answer" in note]
+
+    assert told([np.array([0]), np.array([1])]) == (100, [])
+    recall, (note,) = told([np.array([0]), np.array([])])
+    assert recall == 50
+    assert note.startswith("1 of 2 queries have no right answer in the database, and count")
+    assert "of the others: R@1: 100.0" in note

@@ -13,6 +13,7 @@ import pytest
 
 from retrieval import metrics
 from retrieval.data import ground_truth, images, places, positives
+from retrieval.data.places import Positions
 from retrieval.data.safe_pickle import read_pickle
 from retrieval.errors import InputError
 
@@ -38,7 +39,8 @@ def test_by_distance_against_all_pairs(max_angle):
     rng = np.random.default_rng(0)
     queries, database = rng.uniform(0, 100, (40, 2)), rng.uniform(0, 100, (150, 2))
     headings = rng.uniform(0, 360, 40), rng.uniform(-360, 720, 150)
-    found = positives.by_distance(queries, database, 25, *headings, max_angle)
+    taken = Positions(queries, headings[0]), Positions(database, headings[1])
+    found = positives.by_distance(*taken, 25, max_angle)
     for query in range(40):
         expected = []
         for row in range(150):
@@ -51,25 +53,40 @@ def test_by_distance_against_all_pairs(max_angle):
         assert found.junk[query].size == 0
 
 
+def nowhere(utm):
+    return Positions(utm, np.full(len(utm), np.nan))
+
+
 def test_by_distance_takes_the_threshold_in_at_utm_size():
     query = np.array([[548240.0, 4180741.0]])
     database = query + [[25.0, 0.0], [0.0, -25.0], [25.001, 0.0], [15.0, 20.0]]
-    assert as_lists(positives.by_distance(query, database).positives) == [[0, 1, 3]]
+    found = positives.by_distance(nowhere(query), nowhere(database), 25)
+    assert as_lists(found.positives) == [[0, 1, 3]]
 
 
 def test_by_distance_of_nothing():
-    some, none = np.zeros((3, 2)), np.empty((0, 2))
-    assert as_lists(positives.by_distance(some, none).positives) == [[], [], []]
-    assert positives.by_distance(none, some).positives == []
-    assert as_lists(positives.by_distance(some, some[:1], max_angle=None).junk) == [[], [], []]
+    some, none = nowhere(np.zeros((3, 2))), nowhere(np.empty((0, 2)))
+    assert as_lists(positives.by_distance(some, none, 25).positives) == [[], [], []]
+    assert positives.by_distance(none, some, 25).positives == []
+    assert as_lists(positives.by_distance(some, some, 25).junk) == [[], [], []]
 
 
 def test_by_distance_needs_headings_for_an_angle():
-    utm, heading = np.zeros((2, 2)), np.array([3.0, np.nan])
+    utm = np.zeros((2, 2))
+    known, unknown = Positions(utm, np.zeros(2)), Positions(utm, np.array([3.0, np.nan]))
     with pytest.raises(InputError, match=r"--positive_angle .* 1 of 2 queries have none"):
-        positives.by_distance(utm, utm, 25, heading, np.zeros(2), 45)
+        positives.by_distance(unknown, known, 25, 45)
     with pytest.raises(InputError, match="2 of 2 database images"):
-        positives.by_distance(utm, utm, 25, np.zeros(2), None, 45)
+        positives.by_distance(known, nowhere(utm), 25, 45)
+
+
+def test_by_distance_keeps_zones_of_utm_apart():
+    """Equal metres in 10S and 33U are two places; a photo that tells no zone may be in either."""
+    utm = np.zeros((4, 2))
+    database = nowhere(utm)._replace(zone=np.array([10, 33, 0, -10]))
+    queries = nowhere(utm[:3])._replace(zone=np.array([10, 33, 0]))
+    found = positives.by_distance(queries, database, 25)
+    assert as_lists(found.positives) == [[0, 2], [1, 2], [0, 1, 2, 3]]
 
 
 def test_by_distance_gives_the_campus_file():
@@ -78,7 +95,7 @@ def test_by_distance_gives_the_campus_file():
     query, database = map(places.positions, paths)
     names = [[path.name for path in split] for split in paths]
     by_file = positives.from_file(folder / "positives.csv", *names)
-    computed = positives.by_distance(query[0], database[0], 25, query[1], database[1], 45)
+    computed = positives.by_distance(query, database, 25, 45)
     assert as_lists(by_file.positives) == as_lists(computed.positives)
 
 
@@ -156,7 +173,7 @@ def test_bad_files(tmp_path):
     (tmp_path / "p.json").write_text("{")
     with pytest.raises(InputError, match=r"p\.json: cannot be read as JSON"):
         positives.from_file(tmp_path / "p.json", QUERIES, DATABASE)
-    with pytest.raises(InputError, match=r"\.csv or \.json, not '\.txt'"):
+    with pytest.raises(InputError, match=r"\.csv, \.json or \.npy, not '\.txt'"):
         positives.from_file(tmp_path / "p.txt", QUERIES, DATABASE)
     path = write_csv(tmp_path / "p.csv", [("q3.jpg", "a/x.jpg", "b/x.jpg")])
     with pytest.raises(InputError, match="3 cells"):
@@ -411,3 +428,24 @@ def test_arrays_of_every_plain_type_are_read(tmp_path):
             np.testing.assert_array_equal(found[name], array)
         write_gnd(tmp_path / "a.pkl", {"names": np.array(["a", "b"], object)}, protocol)
         assert read_pickle(tmp_path / "a.pkl") == {"names": ["a", "b"]}
+
+
+def test_positives_as_an_array(tmp_path):
+    """One right answer a query, as Nordland has it, or several."""
+    file = tmp_path / "gt.npy"
+    for rows, expected in (([2, 0, 1], [[2], [0], [1]]), ([[0, 1], [2, 3], [1, 1]], None)):
+        np.save(file, np.array(rows))
+        found = as_lists(positives.from_file(file, QUERIES, DATABASE).positives)
+        assert found == (expected or [[0, 1], [2, 3], [1]])
+    lists = np.empty(3, object)
+    lists[:] = [[0], [1, 2], []]
+    for wrong in (np.array([0.5, 1, 2]), np.array([[[0]]] * 3), lists):
+        np.save(file, wrong, allow_pickle=True)
+        with pytest.raises(InputError, match=r"gt\.npy: (expected rows|cannot be read.*\.json)"):
+            positives.from_file(file, QUERIES, DATABASE)
+    np.save(file, np.array([0, 1]))
+    with pytest.raises(InputError, match="2 lists, but there are 3 queries"):
+        positives.from_file(file, QUERIES, DATABASE)
+    (tmp_path / "gt.mat").touch()
+    with pytest.raises(InputError, match=r"\.csv, \.json or \.npy, not '\.mat': write"):
+        positives.from_file(tmp_path / "gt.mat", QUERIES, DATABASE)

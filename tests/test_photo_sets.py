@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from retrieval.data.photo_sets import (
     Source,
     find_test_set,
     open_places,
+    open_revisited,
     open_set,
 )
 from retrieval.errors import InputError
@@ -129,8 +131,8 @@ def test_a_broken_data_set_is_one_clear_error(places, breaks, message):
 
 
 def test_a_set_without_positions_is_told_what_to_do(photo, tmp_path):
-    for folder in ("db", "q"):
-        photo(f"{folder}/holiday.png")
+    for seed, folder in enumerate(("db", "q")):
+        photo(f"{folder}/holiday.png", seed=seed)
     source = Source(database=tmp_path / "db", queries=tmp_path / "q")
     with pytest.raises(InputError, match=r"no coordinates.*--positives FILE.*--no_labels"):
         open_set(source)
@@ -148,3 +150,61 @@ def test_both_layouts_of_test_sets_are_found(tmp_path):
         find_test_set(tmp_path, "three")
     with pytest.raises(InputError, match="there is nothing"):
         find_test_set(tmp_path / "none", "one")
+
+
+@pytest.fixture
+def with_selves(photo, tmp_path):
+    """Three places; queries: two photos of the database themselves, and one of another."""
+    for place in range(3):
+        photo(f"db/@{100 * place}@0@.png", (16, 16), place)
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q/@0@0@.png").symlink_to(tmp_path / "db/@0@0@.png")
+    shutil.copy(tmp_path / "db/@100@0@.png", tmp_path / "q/@100@0@.png")
+    photo("q/@0200@0@.png", (16, 16), 9)
+    photo("q/@200@0@.png", (16, 16), 8)  # of the same name, but another photo
+    return Source(database=tmp_path / "db", queries=tmp_path / "q")
+
+
+def test_a_query_is_no_answer_to_itself(with_selves, caplog):
+    photos = open_set(with_selves)
+    assert photos.selves is not None
+    assert [path.name for path in photos.queries] == [
+        "@0200@0@.png", "@0@0@.png", "@100@0@.png", "@200@0@.png"
+    ]  # fmt: skip
+    assert [rows.tolist() for rows in photos.selves] == [[], [0], [1], []]
+    assert photos.truth is not None
+    assert [rows.tolist() for rows in photos.truth.positives] == [[2], [], [], [2]]
+    assert [rows.tolist() for rows in photos.truth.junk] == [[], [0], [1], []]
+    assert any("2 of 4 queries are in the database themselves" in each for each in caplog.messages)
+    kept = open_set(replace(with_selves, keep_self=True))
+    assert kept.selves is None
+    assert kept.truth is not None
+    assert [rows.tolist() for rows in kept.truth.positives] == [[2], [0], [1], [2]]
+
+
+def test_labels_by_which_nothing_is_right_are_an_error(with_selves):
+    nowhere = replace(with_selves, positives=PositivesConfig(1e-3))
+    shutil.rmtree(with_selves.queries)
+    (with_selves.queries).mkdir()
+    (with_selves.queries / "@5000@0@.png").write_bytes(b"a photo")
+    with pytest.raises(InputError, match=r"no query has a right answer.*--positive_dist_threshold"):
+        open_set(nowhere)
+    open_set(replace(nowhere, labels=False))
+
+
+def test_names_of_revisited_sets_may_have_folders_and_any_ending(photo, tmp_path):
+    names = ["a/d0.jpg", "b/d0.png", "c.JPG", "d.jpeg", "q/one.webp"]
+    for seed, each in enumerate(names):
+        photo(f"mine/jpg/{each}", seed=seed)
+    imlist = ["a/d0", "b/d0", "c", "d.jpeg"]
+    entry = {"bbx": None, "easy": [1], "hard": [], "junk": []}
+    gnd = {"imlist": imlist, "qimlist": ["q/one", "q/one"], "gnd": [entry, entry]}
+    file = tmp_path / "mine" / "gnd_mine.json"
+    file.write_text(json.dumps(gnd))
+    photos = open_revisited(tmp_path / "mine")
+    assert [str(path.relative_to(tmp_path / "mine/jpg")) for path in photos.database] == names[:4]
+    assert [each.name for each in photos.query_photos] == ["query/q/one.webp", "query/q/one.webp#2"]
+    assert len({each.name for each in photos.database_photos}) == 4
+    file.write_text(json.dumps({**gnd, "imlist": ["a/d0", "b/d0", "c", "a/d0"]}))
+    with pytest.raises(InputError, match=r"gnd_mine\.json: 'a/d0' is 2 times in imlist"):
+        open_revisited(tmp_path / "mine")

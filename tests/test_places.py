@@ -7,7 +7,7 @@ import pytest
 
 from retrieval.configs.learn import GroupConfig
 from retrieval.data import images, places
-from retrieval.data.places import Place
+from retrieval.data.places import Place, Positions
 from retrieval.errors import InputError
 
 
@@ -60,9 +60,9 @@ def test_groups_against_a_slow_derivation(config, seed):
     # CosPlace leaves the order of classes in a group to a set; here it is by the first image.
     in_order = [sorted(group, key=lambda rows: rows[0]) for group in expected]
     in_order.sort(key=lambda group: group[0][0])
-    groups = places.build_groups(utm, heading, every)
+    groups = places.build_groups(Positions(utm, heading), every)
     assert as_lists(groups) == in_order
-    assert as_lists(places.build_groups(utm, heading, config)) == in_order[:1]
+    assert as_lists(places.build_groups(Positions(utm, heading), config)) == in_order[:1]
     assert groups[0].num_images == sum(map(len, in_order[0]))
     assert groups[0].classes[0].dtype == np.int64
 
@@ -70,7 +70,7 @@ def test_groups_against_a_slow_derivation(config, seed):
 def test_classes_of_a_group_lie_apart():
     utm, heading = random_places()
     config = GroupConfig(groups_num=20, min_images_per_class=1)
-    for group in places.build_groups(utm, heading, config):
+    for group in places.build_groups(Positions(utm, heading), config):
         corners = {
             (*(utm[rows[0]] // 10).astype(int).tolist(), int(heading[rows[0]] // 30))
             for rows in group.classes
@@ -82,7 +82,7 @@ def test_cells_fifty_metres_and_sixty_degrees_apart_make_one_group():
     cells = [(50 * i, 50 * j, 60 * h) for i in range(3) for j in range(3) for h in range(6)]
     utm = np.repeat([(e + 5.0, n + 5.0) for e, n, _ in cells], 10, axis=0)
     heading = np.repeat([h + 3.0 for *_, h in cells], 10)
-    (group,) = places.build_groups(utm, heading, GroupConfig(groups_num=1))
+    (group,) = places.build_groups(Positions(utm, heading), GroupConfig(groups_num=1))
     assert len(group.classes) == 54
     assert group.num_images == 540
 
@@ -90,18 +90,18 @@ def test_cells_fifty_metres_and_sixty_degrees_apart_make_one_group():
 def test_heading_is_taken_around_the_circle():
     utm = np.zeros((30, 2))
     heading = np.repeat([1.0, 361.0, -359.0], 10)
-    (group,) = places.build_groups(utm, heading, GroupConfig(groups_num=1))
+    (group,) = places.build_groups(Positions(utm, heading), GroupConfig(groups_num=1))
     assert as_lists([group]) == [[list(range(30))]]
 
 
 def test_too_few_groups_or_images():
     utm, heading = np.zeros((20, 2)), np.zeros(20)
     with pytest.raises(InputError, match=r"--groups_num 8: .* set --groups_num 1"):
-        places.build_groups(utm, heading, GroupConfig())
+        places.build_groups(Positions(utm, heading), GroupConfig())
     with pytest.raises(InputError, match=r"--min_images_per_class; .* has 20: lower it"):
-        places.build_groups(utm, heading, GroupConfig(min_images_per_class=21))
+        places.build_groups(Positions(utm, heading), GroupConfig(min_images_per_class=21))
     with pytest.raises(InputError, match="--min_images_per_class"):
-        places.build_groups(np.empty((0, 2)), np.empty(0), GroupConfig())
+        places.build_groups(Positions(np.empty((0, 2)), np.empty(0)), GroupConfig())
     with pytest.raises(InputError, match="--N 0"):
         GroupConfig(N=0)
     with pytest.raises(InputError, match="--alpha 400"):
@@ -111,12 +111,15 @@ def test_too_few_groups_or_images():
 @pytest.mark.parametrize(
     ("name", "place"),
     [
-        (places.EXAMPLE, Place(548240.35, 4180741.21, 210.0)),
+        (places.EXAMPLE, Place(548240.35, 4180741.21, 210.0, 10)),
         ("a/b@7@8@/@1.5@-2@@@@@@@@@.jpg", Place(1.5, -2.0, None)),
-        ("@1@2@10@S@37@-122@pano@@90.5.JPG", Place(1.0, 2.0, 90.5)),
+        ("@1@2@10@S@37@-122@pano@@90.5.JPG", Place(1.0, 2.0, 90.5, 10)),
         ("@0543256.96@4178906.70.png", Place(543256.96, 4178906.70, None)),
-        ("@0449.22@0353.78@44@Q@@@img@@87@@@@ 17h51@region3@.jpg", Place(449.22, 353.78, 87.0)),
+        ("@0449.22@0353.78@44@Q@@@img@@87@@@@ 17h51@region3@.jpg", Place(449.22, 353.78, 87.0, 44)),
         ("x@3@4@5", Place(3.0, 4.0, None)),
+        ("@1@2@33@H@.jpg", Place(1.0, 2.0, None, -33)),
+        ("@1@2@61@H@.jpg", Place(1.0, 2.0, None)),
+        ("@1@2@33@north@.jpg", Place(1.0, 2.0, None)),
     ],
 )
 def test_parse_name(name, place):
@@ -145,9 +148,10 @@ def make_split(folder, utm, heading):
 def test_positions(tmp_path):
     make_split(tmp_path / "q", [(3.0, 4.0), (1.0, 2.0)], [np.nan, 90.0])
     paths = images.list_images(tmp_path / "q")
-    utm, heading = places.positions(paths)
+    utm, heading, zone = places.positions(paths)
     assert [path.name[:5] for path in paths] == ["@1.00", "@3.00"]
     assert utm.tolist() == [[1, 2], [3, 4]]
+    assert zone.tolist() == [10, 10]
     assert heading[0] == 90
     assert np.isnan(heading[1])
     (tmp_path / "q" / "plain.jpg").touch()
@@ -166,7 +170,7 @@ def train(tmp_path):
 
 def test_load_groups_reads_what_it_cached(train, tmp_path, monkeypatch):
     paths, groups = places.load_groups(train, CONFIG, tmp_path / "cache")
-    assert as_lists(groups) == as_lists(places.build_groups(*places.positions(paths), CONFIG))
+    assert as_lists(groups) == as_lists(places.build_groups(places.positions(paths), CONFIG))
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
     def never(*_):
@@ -184,7 +188,7 @@ def test_cache_is_keyed_by_names_and_config(train, tmp_path):
     other = tmp_path / "b" / "train"  # the same base name with other images
     make_split(other, *random_places(200, seed=1))
     paths, groups = places.load_groups(other, CONFIG, cache)
-    assert as_lists(groups) == as_lists(places.build_groups(*places.positions(paths), CONFIG))
+    assert as_lists(groups) == as_lists(places.build_groups(places.positions(paths), CONFIG))
     finer = GroupConfig(M=40, N=2, L=1, groups_num=2, min_images_per_class=2)
     places.load_groups(train, finer, cache)
     assert len(list(cache.iterdir())) == 3
@@ -229,3 +233,21 @@ def test_a_training_name_without_heading(tmp_path):
     with pytest.raises(InputError, match=r"@3\.00.*no heading \(1 of 2"):
         places.load_groups(tmp_path / "train", CONFIG, tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
+
+
+def test_degrees_are_no_metres(tmp_path):
+    """Two places 38 km apart, which as metres would be one."""
+    names = ["@37.77493@-122.41942@.jpg", "@38.10411@-122.25664@.jpg"]
+    with pytest.raises(InputError, match=r"@37\.77.* look like degrees .*expected metres"):
+        places.positions([tmp_path / name for name in names])
+    with pytest.raises(InputError, match="look like degrees"):
+        places.positions([Path("@-122.41942@37.77493@10@S@.jpg")])
+    for sound in (["@37.775@-122.419@.jpg"], [*names, "@548240.35@4180741.21@.jpg"], []):
+        places.positions([Path(name) for name in sound])
+
+
+def test_images_of_two_zones_share_no_class():
+    utm, heading = np.zeros((20, 2)), np.zeros(20)
+    zones = np.repeat([10, -33], 10)
+    (group,) = places.build_groups(Positions(utm, heading, zones), GroupConfig(groups_num=1))
+    assert as_lists([group]) == [[list(range(10)), list(range(10, 20))]]

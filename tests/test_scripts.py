@@ -3,12 +3,14 @@
 import csv
 import importlib
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -319,7 +321,8 @@ def test_two_processes_train_together(workplace):
 def test_names_cannot_steer_the_terminal(workplace):
     odd = os.fsdecode(b"a\x1b[2J\xff.jpg")
     (workplace / "odd").mkdir()
-    (workplace / "odd" / odd).write_bytes(b"no photo")
+    for name in (odd, "b.jpg"):
+        (workplace / "odd" / name).write_bytes(name.encode(errors="surrogateescape"))
     done = run(
         workplace,
         "eval.py --database_folder odd --queries_folder odd --no_labels --backbone resnet18 "
@@ -348,3 +351,18 @@ def test_a_signal_to_the_helper_processes_too_stops_a_training(workplace):
     assert "stopped by SIGTERM; the same command goes on from there" in output
     assert "Traceback" not in output
     assert (runs(workplace, "group")[0] / "last_checkpoint.pth").exists()
+
+
+def test_photos_are_no_answers_to_themselves(workplace):
+    """Of one folder as database and queries, by both ways of searching."""
+    command = (
+        "eval.py --database_folder city/val/database --queries_folder city/val/database "
+        "--backbone resnet18 --pretrained none --no_rerank --save_dir"
+    )
+    done = run(workplace, f"{command} self --no_labels")
+    assert "queries are in the database themselves" in done.stdout
+    found = Evaluation.open(runs(workplace, "self")[-1], with_features=False)
+    rows = found.first.ranking.rows
+    assert not (rows == np.arange(len(rows))[:, None]).any()
+    done = run(workplace, f"{command} self --keep_self")
+    assert re.search(r"global +100\.0", done.stdout)

@@ -71,3 +71,13 @@ def test_halves_and_strided_rows_are_taken():
     halves = database.astype(np.float16)
     again, _ = search.knn(queries, halves, 3)
     np.testing.assert_array_equal(again, search.knn(queries, halves.astype(np.float32), 3)[0])
+
+
+def test_without_takes_rows_and_keeps_the_order():
+    rows = np.array([[4, 1, 3, 0], [2, 4, 0, 1], [-1, -1, -1, -1]])
+    ranking = search.Ranking(rows, np.float32([[4, 3, 2, 1], [8, 7, 6, 5], [-np.inf] * 4]))
+    left_out = [np.array([1]), np.array([9]), np.array([], np.int64)]
+    found = search.without(ranking, left_out)
+    assert found.rows.tolist() == [[4, 3, 0], [2, 4, 0], [-1, -1, -1]]
+    assert found.similarity.tolist() == [[4, 2, 1], [8, 7, 6], [-np.inf] * 3]
+    assert search.without(ranking, None) is ranking

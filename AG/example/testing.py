@@ -113,7 +113,7 @@ class Test:
             for rows in (described.queries, described.database)
         )
         whitened = Descriptors(queries, database)
-        ranked = global_search.rank(whitened, len(photos.database), progress.Clock())
+        ranked = global_search.rank(whitened, photos, len(photos.database), progress.Clock())
         return replace(run, steps=(*run.steps, evaluation.score("whitened", ranked, photos)))
 
     def _whitening(self, model: Delf, epoch: int) -> Projection | None:

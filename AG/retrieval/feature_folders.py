@@ -47,6 +47,10 @@ class StoredFeatures(Sequence[LocalFeatures]):
         name = self.names[row]
         return self.store[name] if name in self.store else _nothing()
 
+    def described_sizes(self) -> list[tuple[int, int]]:
+        """(width, height) at which photos were described, of those that the store has."""
+        return [self.store.described_size(name) for name in self.names if name in self.store]
+
     def missing(self, rows: Sequence[int] | np.ndarray) -> list[str]:
         """The names among these rows of which the store has nothing."""
         return [self.names[row] for row in rows if self.names[row] not in self.store]
@@ -124,7 +128,8 @@ def source_from_json(values: dict[str, Any]) -> Source:
     names = ("dataset", "database", "queries", "positives_file")
     paths = {name: values[name] and Path(values[name]) for name in names}
     positives = PositivesConfig(**values["positives"])
-    return Source(**paths, positives=positives, labels=bool(values["labels"]))
+    labels, keep_self = (bool(values.get(name, False)) for name in ("labels", "keep_self"))
+    return Source(**paths, positives=positives, labels=labels, keep_self=keep_self)
 
 
 def point_to(store: FeatureStore) -> None:

@@ -65,19 +65,20 @@ def describe_set(
     return Descriptors(queries, database, clock.seconds["global descriptors"])
 
 
-def rank(descriptors: Descriptors, k: int, clock: Clock) -> Ranking:
-    """Exact k nearest neighbours, without the photos that could not be decoded."""
+def rank(descriptors: Descriptors, photos: PhotoSet, k: int, clock: Clock) -> Ranking:
+    """Exact k nearest neighbours, without photos that could not be decoded, or are the query."""
     queries, database = descriptors.queries, descriptors.database
     rows = np.flatnonzero(database.any(axis=1))
     if len(rows) == 0:
         raise InputError(f"none of the {len(database)} database images could be decoded")
     asked = queries.any(axis=1)
+    most = max(map(len, photos.selves or ()), default=0)
     with clock.stage("nearest neighbours"):
-        found, near = search.knn(queries[asked], database[rows], k)
+        found, near = search.knn(queries[asked], database[rows], k + most)
     ranking = np.full((len(queries), found.shape[1]), -1, np.int64)
     similarity = np.full(ranking.shape, -np.inf, np.float32)
     ranking[asked], similarity[asked] = rows[found], near
-    return Ranking(ranking, similarity)
+    return search.without(Ranking(ranking, similarity), photos.selves)
 
 
 def learn_projection(
@@ -175,7 +176,7 @@ def evaluate(
     config, resources = config or EvaluationConfig(), resources or Resources()
     described = described or describe_set(network, photos, config.extract, resources)
     clock, recalls = Clock({"global descriptors": described.seconds}), config.recall_values
-    rankings = {"global": rank(described, depth_of(photos, config), clock)}
+    rankings = {"global": rank(described, photos, depth_of(photos, config), clock)}
     settings = protocol.network_settings(network, config.extract, weights) | {"seed": config.seed}
     local, verified = None, None
     if config.rerank is not None:

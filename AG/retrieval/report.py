@@ -11,7 +11,7 @@ import numpy as np
 from retrieval.evaluation import Evaluation
 from retrieval.feature_folders import SetFeatures
 from retrieval.files import write_atomically
-from retrieval.metrics import rank_of
+from retrieval.metrics import first_hit_rank, rank_of
 
 _SHOWN = 5
 _OCTAVE = 2  # beyond it, features of one thing are no longer alike
@@ -40,6 +40,7 @@ def table(run: Evaluation) -> str:
 def notes(run: Evaluation) -> list[str]:
     """Sentences on what the last step did, what verification cost, and what was skipped."""
     lines = [*run.notes]
+    lines += _on_unanswerable(run)
     comparison, verified = run.comparison(), run.verified
     if comparison is not None:
         floor = "" if verified is None else f"; floor {verified.config.floor:g} inliers"
@@ -63,11 +64,26 @@ def notes(run: Evaluation) -> list[str]:
     return lines
 
 
+def _on_unanswerable(run: Evaluation) -> list[str]:
+    """How many queries have no right answer, which recall counts as misses; and recall without."""
+    if run.photos.protocol != "R":
+        return []
+    truth, rows = run.truth(), run.last.ranking.rows
+    answerable = np.array([len(right) > 0 for right in truth.positives], bool)
+    if answerable.all():
+        return []
+    ks = [int(name[2:]) for name in run.last.figures]
+    recalls = 100 * np.mean(first_hit_rank(rows, truth)[answerable, None] <= ks, axis=0)
+    told = in_words({f"R@{k}": recall for k, recall in zip(ks, recalls.tolist(), strict=True)})
+    return [
+        f"{(~answerable).sum()} of {len(answerable)} queries have no right answer in the database, "
+        f"and count as wrong; of the others: {told}"
+    ]
+
+
 def _on_sizes(features: SetFeatures) -> list[str]:
     """A warning where photos of the database were described at sizes an octave apart or more."""
-    database = features.database
-    found = [database.store.described_size(n) for n in database.names if n in database.store]
-    sizes = sorted(found, key=math.prod)
+    sizes = sorted(features.database.described_sizes(), key=math.prod)
     if not sizes or math.prod(sizes[-1]) < _OCTAVE**2 * math.prod(sizes[0]):
         return []
     (w, h), (width, height) = sizes[0], sizes[-1]

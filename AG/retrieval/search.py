@@ -1,5 +1,6 @@
 """Nearest neighbours between descriptors, by faiss."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import faiss
@@ -19,6 +20,20 @@ class Ranking:
 
     rows: np.ndarray
     similarity: np.ndarray
+
+
+def without(ranking: Ranking, left_out: Sequence[np.ndarray] | None) -> Ranking:
+    """The ranking without some database rows of each query; narrower by the most that are taken.
+
+    left_out: (Q,) arrays of rows, or None for nothing. A -1 is never taken.
+    """
+    if left_out is None:
+        return ranking
+    taken = [np.isin(row, out) for row, out in zip(ranking.rows, left_out, strict=True)]
+    first = np.argsort(np.reshape(taken, ranking.rows.shape), axis=1, kind="stable")
+    kept = first[:, : ranking.rows.shape[1] - max(map(len, left_out), default=0)]
+    rows, similarity = ranking.rows, ranking.similarity
+    return Ranking(np.take_along_axis(rows, kept, 1), np.take_along_axis(similarity, kept, 1))
 
 
 def knn(queries: np.ndarray, database: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 import numpy as np
 
-from retrieval import evaluation, progress, reranking
+from retrieval import evaluation, progress, reranking, search
 from retrieval.configs.rank import (
     ExpandConfig,
     RerankConfig,
@@ -110,7 +110,9 @@ def expand(
         else:
             friends = [features.database[int(photo)] for photo in photos[: config.expand_num]]
             scores = index.scores(expansion.expanded(query, friends, rerank))
-            ranking = expansion.verified_first(photos, scoring.best(scores)[0])
+            best = scoring.best(scores)[0]
+            best = best[np.isin(best, ranked.rows[row])]  # a query is no answer to itself
+            ranking = expansion.verified_first(photos, best)
             rows.append((ranking, scores[ranking]))
         progress.advance()
     return _stacked(rows, ranked.rows.shape[1])
@@ -151,7 +153,8 @@ class WordSearch:
         """The ranking, and what is to be said of its index."""
         index = self._index(tree_config, config)
         with self._clock.stage("search", len(self.photos.queries), "queries"):
-            return rank(self.features.queries, index), _notes(index)
+            ranked = rank(self.features.queries, index)
+        return search.without(ranked, self.photos.selves), _notes(index)
 
     def _verify(
         self, tree_config: TreeConfig, score: ScoreConfig, config: RerankConfig

@@ -206,6 +206,9 @@ class PhotoSetFlags(PlaceFlags, group="Data"):
         None, "right answers of two folders, as .csv or .json", "FILE", flag="positives"
     )
     labels: bool = setting(True, "there are no right answers: predictions only, no figures")
+    keep_self: bool = setting(
+        False, "leave a query that is in the database too among its own answers"
+    )
     right: PositivesConfig = field(default_factory=PositivesConfig)
 
     @property
@@ -228,6 +231,7 @@ class PhotoSetFlags(PlaceFlags, group="Data"):
             positives_file=self.positives_file,
             positives=self.right,
             labels=self.labels,
+            keep_self=self.keep_self,
         )
 
     def _dataset(self) -> Path:

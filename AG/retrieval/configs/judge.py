@@ -29,7 +29,8 @@ class Source:
     """Where a photo set lies, in one folder (``dataset``) or in two, and what is right in it.
 
     What opens a set again: `open_set`. positives_file: of two folders, instead of the positions in
-    the names. labels: False for sets in which nothing is known to be right.
+    the names. labels: False for sets in which nothing is known to be right. keep_self: photos
+    may be their own answers.
     """
 
     dataset: Path | None = None
@@ -38,6 +39,7 @@ class Source:
     positives_file: Path | None = None
     positives: PositivesConfig = field(default_factory=PositivesConfig)
     labels: bool = True
+    keep_self: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Ground truth of revisited Oxford and Paris: which images are easy, hard or junk for a query."""
 
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,9 @@ def read_gnd(path: str | os.PathLike[str]) -> RevisitedSet:
     imlist, qimlist, entries = (list(each) for each in lists)
     if not all(isinstance(name, str) for name in [*imlist, *qimlist]):
         raise InputError(f"{source}: imlist and qimlist must be lists of names")
+    for name, count in Counter(imlist).items():
+        if count > 1:
+            raise InputError(f"{source}: {name!r} is {count} times in imlist; each photo is once")
     if len(entries) != len(qimlist) or not all(isinstance(entry, dict) for entry in entries):
         raise InputError(
             f"{source}: expected an entry in gnd for each of {len(qimlist)} queries, found "

@@ -100,7 +100,7 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
             f"check the path given for the data set{'; ' * bool(told)}{told}"
         )
     if told:
-        _warn_once(f"{root}: {told}")
+        warn_once(f"{root}: {told}")
     return [Path(path) for path in sorted(found)]
 
 
@@ -122,7 +122,8 @@ def _left_out_in_words(count: Counter[str]) -> str:
 
 
 @functools.cache
-def _warn_once(message: str) -> None:
+def warn_once(message: str) -> None:
+    """Log a warning that one run needs to hear once."""
     log.warning("%s", message)
 
 

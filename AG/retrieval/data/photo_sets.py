@@ -7,6 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from retrieval.configs.judge import PositivesConfig, Source
 from retrieval.data import ground_truth, images, places, positives
 from retrieval.data.contents import content_hashes, fingerprint
@@ -59,6 +61,8 @@ class PhotoSet:
                   Paris), or none (no labels).
     query_boxes:  (left, top, right, bottom) in pixels, or None.
     source:       where the set came from; None for one that was put together in Python.
+    selves:       for each query the rows of the database that are the query itself, which are left
+                  out of its answers; None: of none.
     """
 
     folder: Path
@@ -67,6 +71,7 @@ class PhotoSet:
     ground_truth: dict[str, Positives] = field(default_factory=dict)
     query_boxes: Sequence[Box] | None = None
     source: Source | None = None
+    selves: Sequence[np.ndarray] | None = None
 
     @property
     def files(self) -> list[Path]:
@@ -188,6 +193,7 @@ def _open_folders(source: Source, database_folder: Path, queries_folder: Path) -
     """Any two folders of photos; positives from a file, else from the positions in the names."""
     database = images.list_images(database_folder)
     queries = images.list_images(queries_folder)
+    selves = None if source.keep_self else _selves(queries, database)
     truth: dict[str, Positives] = {}
     if source.labels and source.positives_file is not None:
         query_names = [str(path.relative_to(queries_folder)) for path in queries]
@@ -195,29 +201,57 @@ def _open_folders(source: Source, database_folder: Path, queries_folder: Path) -
         truth["R"] = positives.from_file(source.positives_file, query_names, database_names)
     elif source.labels:
         truth["R"] = _by_names(queries, database, source.positives)
+    if selves is not None and max(map(len, selves)) == len(database):
+        raise InputError(f"{database_folder}: holds no photo but a query itself (--keep_self)")
+    if truth and selves is not None:
+        truth["R"] = truth["R"].without(selves)
+    if truth and not any(map(len, truth["R"].positives)):
+        raise InputError(
+            f"{queries_folder}: no query has a right answer in {database_folder}; is "
+            f"{source.positives_file or '--positive_dist_threshold'} right? (--no_labels: "
+            "predictions alone)"
+        )
     folder = _common_folder(database_folder, queries_folder)
-    return PhotoSet(folder, queries, database, truth, source=source)
+    return PhotoSet(folder, queries, database, truth, source=source, selves=selves)
+
+
+def _selves(queries: Sequence[Path], database: Sequence[Path]) -> list[np.ndarray] | None:
+    """For each query the database rows of the same file, or of a copy of the same name.
+
+    None where there is none.
+    """
+    rows: dict[str, list[int]] = {}
+    for row, path in enumerate(database):
+        rows.setdefault(path.resolve().name, []).append(row)
+    alike = [rows.get(path.resolve().name, []) for path in queries]
+    asked = [path for path, near in zip(queries, alike, strict=True) if near]
+    asked += [database[row] for near in alike for row in near]
+    contents_of = dict(zip(asked, content_hashes(asked), strict=True))
+    found = [
+        np.array([row for row in near if contents_of[database[row]] == contents_of[path]], np.int64)
+        for path, near in zip(queries, alike, strict=True)
+    ]
+    count = sum(len(each) > 0 for each in found)
+    if count == 0:
+        return None
+    images.warn_once(
+        f"{count} of {len(queries)} queries are in the database themselves: they are left out of "
+        "their own answers (--keep_self keeps them)"
+    )
+    return found
 
 
 def _by_names(
     queries: Sequence[Path], database: Sequence[Path], config: PositivesConfig
 ) -> Positives:
     try:
-        query_utm, query_heading = places.positions(queries)
-        database_utm, database_heading = places.positions(database)
+        taken = places.positions(queries), places.positions(database)
     except InputError as error:
         raise InputError(
             f"{error}. Without positions in the names: --database_folder and --queries_folder with "
             "--positives FILE, or --no_labels for predictions alone"
         ) from error
-    return positives.by_distance(
-        query_utm,
-        database_utm,
-        config.positive_dist_threshold,
-        query_heading,
-        database_heading,
-        config.positive_angle,
-    )
+    return positives.by_distance(*taken, config.positive_dist_threshold, config.positive_angle)
 
 
 def _common_folder(first: Path, second: Path) -> Path:
@@ -255,7 +289,16 @@ def open_revisited(folder: Path, *, labels: bool = True, need_photos: bool = Tru
 
 
 def _jpg(folder: Path, name: str) -> Path:
-    return folder / "jpg" / (name if name.lower().endswith(".jpg") else f"{name}.jpg")
+    """The photo of a name in imlist or qimlist, which may have its ending or not.
+
+    Where there is none, the .jpg of the official sets.
+    """
+    path = folder / "jpg" / name
+    if path.suffix.lower() in images.EXTENSIONS:
+        return path
+    endings = [ending for each in images.EXTENSIONS for ending in (each, each.upper())]
+    found = (path.with_name(path.name + ending) for ending in endings)
+    return next((each for each in found if each.is_file()), path.with_name(f"{path.name}.jpg"))
 
 
 def find_test_set(data_root: Path, dataset: str) -> Path:

@@ -1,7 +1,8 @@
 """Place data sets in the layout of SF-XS: positions in file names, CosPlace's groups of classes.
 
 A file is named ``@east@north@zone@letter@lat@lon@pano@tile@heading@pitch@…@.jpg``: fields 1 and 2
-are metres (UTM), field 9 is the heading in degrees, and any other may be empty.
+are metres (UTM), 3 and 4 the zone of UTM that they are counted in, field 9 is the heading in
+degrees, and any other but the first two may be empty.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,15 +26,38 @@ from retrieval.files import write_atomically
 
 log = logging.getLogger(__name__)
 
+# Two numbers between @ with four or more decimals.
+_DEGREES = re.compile(r"@-?\d+\.\d{4,}@-?\d+\.\d{4,}(@|\.)[^/]*$")
+
 EXAMPLE = "@0548240.35@4180741.21@10@S@037.77@-122.45@PANO@@210@@@@201311@@.jpg"
 
 
 class Place(NamedTuple):
-    """Where a photo was taken: metres east and north (UTM), heading in degrees or None."""
+    """Where a photo was taken: metres east and north (UTM), heading in degrees or None.
+
+    zone: of UTM, 1 to 60, negative in the southern hemisphere; 0 where the name tells none.
+    """
 
     east: float
     north: float
     heading: float | None
+    zone: int = 0
+
+
+class Positions(NamedTuple):
+    """Where N photos were taken: metres (N, 2), headings (N,) in degrees, nan where absent.
+
+    zone: (N,) int64 as a `Place` has it, or one number for all.
+    """
+
+    utm: np.ndarray
+    heading: np.ndarray
+    zone: np.ndarray | int = 0
+
+    @property
+    def zones(self) -> np.ndarray:
+        """(N,) the zone of each photo."""
+        return np.full(len(self.utm), self.zone, np.int64)
 
 
 def parse_name(path: str | os.PathLike[str]) -> Place:
@@ -45,7 +70,8 @@ def parse_name(path: str | os.PathLike[str]) -> Place:
     fields = (stem if suffix.lower() in images.EXTENSIONS else name).split("@")
     heading = fields[9].strip() if len(fields) > 9 else ""
     try:
-        place = Place(float(fields[1]), float(fields[2]), float(heading) if heading else None)
+        direction = float(heading) if heading else None
+        place = Place(float(fields[1]), float(fields[2]), direction, _zone(fields[3:5]))
     except (IndexError, ValueError):
         place = None
     if place is None or not all(math.isfinite(value or 0.0) for value in place):
@@ -57,10 +83,40 @@ def parse_name(path: str | os.PathLike[str]) -> Place:
     return place
 
 
-def positions(paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
-    """The places in N file names: utm (N, 2) metres, heading (N,) degrees, nan where absent."""
-    places = np.array([parse_name(path) for path in paths], np.float64).reshape(-1, 3)
-    return places[:, :2].copy(), places[:, 2].copy()
+def _zone(fields: Sequence[str]) -> int:
+    """The zone of UTM in the fields number and letter; 0 for anything else.
+
+    Letters are bands of latitude, from C in the south to X in the north; N is the first north of
+    the equator.
+    """
+    number, letter = (*fields, "", "")[:2]
+    known = number.strip().isdecimal() and 1 <= int(number) <= 60
+    band = letter.strip().upper()
+    if not known or not (len(band) == 1 and "C" <= band <= "X"):
+        return 0
+    return int(number) if band >= "N" else -int(number)
+
+
+def positions(paths: Sequence[Path]) -> Positions:
+    """The places in the names of N files; InputError where they are degrees instead of metres."""
+    places = [parse_name(path) for path in paths]
+    columns = np.array([place[:3] for place in places], np.float64).reshape(-1, 3)
+    zones = np.array([place.zone for place in places], np.int64)
+    _refuse_degrees(paths, columns[:, :2])
+    return Positions(columns[:, :2].copy(), columns[:, 2].copy(), zones)
+
+
+def _refuse_degrees(paths: Sequence[Path], found: np.ndarray) -> None:
+    """InputError where all numbers can be latitude and longitude, and are written as such.
+
+    Four places after the point are 11 metres of a degree, and a tenth of a millimetre.
+    """
+    sizes = np.sort(np.abs(found), axis=1)
+    if len(found) and (sizes <= [90, 180]).all() and all(map(_DEGREES.search, map(str, paths))):
+        raise InputError(
+            f"{paths[0]}: fields 1 and 2 of the names look like degrees of latitude and longitude; "
+            "expected metres, such as UTM's (if these are metres, write at most three decimals)"
+        )
 
 
 @dataclass(frozen=True)
@@ -75,17 +131,18 @@ class Group:
         return sum(map(len, self.classes))
 
 
-def build_groups(utm: np.ndarray, heading: np.ndarray, config: GroupConfig) -> list[Group]:
+def build_groups(taken: Positions, config: GroupConfig) -> list[Group]:
     """CosPlace's groups (Berton et al., "Rethinking Visual Geo-localization", section 3.2).
 
-    utm (N, 2): metres east and north; heading (N,): degrees, taken modulo 360. Only groups that
+    Headings are taken modulo 360. Images of two zones share no class. Only groups that
     hold a class count; groups and the classes in them are ordered by their first image. Returns
     the first ``config.groups_num`` groups. Raises InputError if there are fewer, or none.
     """
+    utm, heading = taken.utm, taken.heading
     if np.isnan(heading).any():
         raise ValueError("every image of a class needs a heading")
     cells = np.column_stack([utm // config.M, heading % 360 // config.alpha]).astype(np.int64)
-    classes = _rows_by_value(cells)
+    classes = _rows_by_value(np.column_stack([cells, taken.zones]))
     classes = [rows for rows in classes if len(rows) >= config.min_images_per_class]
     if not classes:
         raise InputError(
@@ -135,14 +192,14 @@ def load_groups(
             return paths, _unpack(table.read_bytes())
         except (OSError, ValueError) as error:
             log.warning("%s is damaged (%s) and is made anew", table, error)
-    utm, heading = positions(paths)
-    missing = np.isnan(heading)
+    taken = positions(paths)
+    missing = np.isnan(taken.heading)
     if missing.any():
         raise InputError(
             f"{paths[missing.argmax()]}: no heading ({missing.sum()} of {len(paths)} training "
             f"images lack one); the classes need it as field 9 of the name, as in {EXAMPLE}"
         )
-    groups = build_groups(utm, heading, config)
+    groups = build_groups(taken, config)
     write_atomically(table, _pack(groups))
     return paths, groups
 

@@ -11,7 +11,10 @@ from typing import Any, Literal
 import numpy as np
 from scipy.spatial import cKDTree
 
+from retrieval.data.places import Positions
 from retrieval.errors import InputError
+
+_AS_JSON = 'write {{"positives_per_query": [[{query}], …]}}, rows of the database for each query'
 
 Mark = Literal["right", "wrong", "junk"]
 
@@ -43,6 +46,12 @@ class Positives:
         """The number of queries."""
         return len(self.positives)
 
+    def without(self, rows: Sequence[np.ndarray]) -> "Positives":
+        """With these rows of each query as junk, whatever they were."""
+        kept = [np.setdiff1d(*pair) for pair in zip(self.positives, rows, strict=True)]
+        junk = [np.union1d(*pair) for pair in zip(self.junk, rows, strict=True)]
+        return Positives(kept, junk)
+
     def mark(self, query: int, row: int) -> Mark:
         """What a row of the database is to a query."""
         if row in self.junk[query]:
@@ -51,40 +60,38 @@ class Positives:
 
 
 def by_distance(
-    query_utm: np.ndarray,
-    database_utm: np.ndarray,
-    threshold: float = 25.0,
-    query_heading: np.ndarray | None = None,
-    database_heading: np.ndarray | None = None,
-    max_angle: float | None = None,
+    queries: Positions, database: Positions, threshold: float, max_angle: float | None = None
 ) -> Positives:
     """Positives within ``threshold`` metres, inclusive, and ``max_angle`` degrees if it is given.
 
-    query_utm (Q, 2), database_utm (N, 2): metres; query_heading (Q,), database_heading (N,):
-    degrees, compared around the circle, nan where unknown. No junk. Raises InputError if an angle
-    is asked for and a heading is unknown.
+    Headings are compared around the circle. The metres of two zones of UTM have nothing in common,
+    so that none of another zone is near, but what tells no zone can be. No junk. Raises InputError
+    if an angle is asked for and a heading is unknown.
     """
-    query_utm, database_utm = (np.reshape(utm, (-1, 2)) for utm in (query_utm, database_utm))
-    near = cKDTree(database_utm).query_ball_point(query_utm, threshold) if len(query_utm) else []
-    positives = [np.array(rows, np.int64) for rows in near]
     if max_angle is not None:
-        query_heading = _headings(query_heading, len(query_utm), "queries")
-        database_heading = _headings(database_heading, len(database_utm), "database images")
-        for query, rows in enumerate(positives):
-            turn = np.abs(database_heading[rows] - query_heading[query]) % 360
-            positives[query] = rows[np.minimum(turn, 360 - turn) <= max_angle]
+        _check_headings(queries.heading, "queries")
+        _check_headings(database.heading, "database images")
+    near = (
+        cKDTree(database.utm).query_ball_point(queries.utm, threshold) if len(queries.utm) else []
+    )
+    positives, zones = [], database.zones
+    for query, found in enumerate(near):
+        rows, zone = np.array(found, np.int64), queries.zones[query]
+        rows = rows[(zones[rows] == zone) | (zones[rows] == 0) | (zone == 0)]
+        if max_angle is not None:
+            turn = np.abs(database.heading[rows] - queries.heading[query]) % 360
+            rows = rows[np.minimum(turn, 360 - turn) <= max_angle]
+        positives.append(rows)
     return _without_junk(positives)
 
 
-def _headings(heading: np.ndarray | None, count: int, what: str) -> np.ndarray:
-    heading = np.full(count, np.nan) if heading is None else np.asarray(heading)
+def _check_headings(heading: np.ndarray, what: str) -> None:
     unknown = int(np.isnan(heading).sum())
     if unknown:
         raise InputError(
             f"--positive_angle needs a heading in each name, as field 9 between '@', but {unknown} "
-            f"of {count} {what} have none; leave the flag out to judge by distance alone"
+            f"of {len(heading)} {what} have none; leave the flag out to judge by distance alone"
         )
-    return heading
 
 
 def _without_junk(positives: list[np.ndarray]) -> Positives:
@@ -94,13 +101,14 @@ def _without_junk(positives: list[np.ndarray]) -> Positives:
 def from_file(
     path: str | os.PathLike[str], query_names: Sequence[str], database_names: Sequence[str]
 ) -> Positives:
-    """Positives from a file, in one of three forms; every query must be in it, no other may.
+    """Positives from a file, in one of four forms; every query must be in it, no other may.
 
     - ``.csv``: a line ``query,names of its positives between semicolons``; a first line whose first
       cell is "query" is a header;
     - ``.json``: ``{"positives_per_query": [[rows of the database], …]}`` in the order of the
       queries;
-    - ``.json``: ``{query name: [names of its positives], …}``.
+    - ``.json``: ``{query name: [names of its positives], …}``;
+    - ``.npy``: rows of the database, (Q,) or (Q, P), in the order of the queries.
 
     Names are paths relative to their folder, or file names alone where these are unambiguous. A
     query may have no positives. Raises InputError for a missing or malformed file, for unknown
@@ -114,8 +122,13 @@ def from_file(
         if isinstance(content, dict) and "positives_per_query" in content:
             return _from_rows(source, content["positives_per_query"], query_names, database_names)
         named = _named_lists(source, content)
+    elif source.suffix.lower() == ".npy":
+        return _from_rows(source, _read_npy(source), query_names, database_names)
     else:
-        raise InputError(f"{source}: positives come as .csv or .json, not {source.suffix!r}")
+        raise InputError(
+            f"{source}: positives come as .csv, .json or .npy, not {source.suffix!r}: "
+            + _AS_JSON.format(query="0, 5")
+        )
     query_rows, database_rows = _rows_by_name(query_names), _rows_by_name(database_names)
     positives: list[np.ndarray | None] = [None] * len(query_names)
     for name, right in named:
@@ -131,6 +144,23 @@ def from_file(
             f"{absent[0]!r}); list every query, without positives where it has none"
         )
     return _without_junk([rows for rows in positives if rows is not None])
+
+
+def _read_npy(source: Path) -> list[list[int]]:
+    """The rows of an array; one of Python objects, as of lists of other lengths, is not read."""
+    try:
+        array = np.load(source, allow_pickle=False, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(
+            f"{source}: cannot be read as an array of numbers ({error}); of lists of several "
+            f"lengths make a .json: {_AS_JSON.format(query='0, 5')}"
+        ) from error
+    if array.ndim not in (1, 2) or not np.issubdtype(array.dtype, np.integer):
+        raise InputError(
+            f"{source}: expected rows of the database, (Q,) or (Q, P) whole numbers, not "
+            f"{array.shape} of {array.dtype}"
+        )
+    return array.reshape(len(array), -1).tolist()
 
 
 def _from_rows(

@@ -143,7 +143,7 @@ def place_map(run: Evaluation, found: Outcomes | None) -> PlaceMap | None:
 def _positions(paths: Sequence[Path]) -> np.ndarray | None:
     """Metres east and north (N, 2); None if a name tells none."""
     try:
-        return places.positions(paths)[0]
+        return places.positions(paths).utm
     except InputError:  # not an error here: most sets have no coordinates
         return None
 
