@@ -438,6 +438,17 @@ def test_a_broken_photo_is_named(tmp_path, data):
         finetuning.main(["models", *flags(copy, pool_size=18)])
 
 
+def test_a_broken_photo_is_left_out_where_that_is_asked_for(tmp_path, data, caplog):
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    min(path for path in (copy / "train").rglob("train*") if path.is_file()).write_text("<html>")
+    line = [str(tmp_path / "models"), *flags(copy, pool_size=18, epochs=1)]
+    with pytest.raises(InputError, match="--skip_bad_images"):
+        finetuning.main(line)
+    finetuning.main([*line, "--skip_bad_images"])
+    assert any("skipped" in message for message in caplog.messages)
+
+
 def test_a_folder_in_use_is_left_alone(tmp_path, data):
     line = ["--data-root", str(data), "--test-datasets", "", *flags(data)]
     line.insert(0, str(tmp_path / "m"))

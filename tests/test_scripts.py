@@ -4,6 +4,7 @@ import csv
 import importlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -224,6 +225,10 @@ def test_the_commands_of_the_first_readme_are_understood(workplace, trained, eva
         ("train.py --dataset_folder city --device cuda:77", "cuda:77"),
         ("train.py --dataset_folder city --resume_train none.pth", "none.pth"),
         ("train.py --dataset_folder city --pretrained none.pth --groups_num 1", "none.pth"),
+        (
+            f"train.py {TRAINING} --backbone resnet18 --batch_size 1 --image_size 32",
+            "too small for the network's BatchNorm",
+        ),
         ("train.py --dataset_folder city --pretrained none --batch_size 0", "--batch_size"),
         ("train.py --dataset_folder city --learning_rate 1", "--learning_rate"),
         ("train_only_local.py --dataset_folder city", "--resume_model"),
@@ -289,6 +294,29 @@ def test_a_broken_image_ends_training_and_evaluation(workplace, trained, tmp_pat
     assert "SKIPPED 1" in done.stdout
     result = Evaluation.open(runs(workplace, "broken")[-1])
     assert len(result.skipped) == 1
+
+
+def test_broken_photos_of_every_split_end_a_training_before_it_begins(workplace, tmp_path):
+    shutil.copytree(workplace / "city", tmp_path / "city")
+    broken = []
+    for split in ("train", "val/database", "test/queries_v1"):
+        path = min((tmp_path / "city" / split).rglob("*.jpg"))
+        path.write_bytes(path.read_bytes()[:-500] if split != "train" else b"<html>")
+        broken.append(path.name)
+    command = f"train.py {TRAINING} {NETWORK} --epochs_num 1 --iterations_per_epoch 2"
+    done = run(tmp_path, command, status=2)
+    assert re.search(r"3 of \d+ photos cannot be read; --skip_bad_images", done.stderr)
+    assert broken[0] in done.stderr
+    assert not (tmp_path / "logs").exists()
+    done = run(tmp_path, f"{command} --skip_bad_images")
+    assert "test, global descriptors of the best epoch" in done.stdout
+    assert all(f"{name}" in done.stdout for name in broken[1:])
+    (best,) = (tmp_path / "logs").glob("*/*/best_model.pth")
+    local = command.replace("train.py", "train_only_local.py").replace("--pretrained none", "")
+    local += f" --resume_model {best}"
+    done = run(tmp_path, local, status=2)
+    assert re.search(r"2 of \d+ photos cannot be read; --skip_bad_images", done.stderr)
+    run(tmp_path, f"{local} --skip_bad_images")
 
 
 def test_pictures_are_written(workplace, trained):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -207,6 +208,18 @@ def test_bad_input(features, data, tmp_path):
         search(tmp_path, features, "--test-datasets", ",")
     with pytest.raises(InputError, match=r"no test set 'wall'.*are walls"):
         get_descriptor.main([str(tmp_path), "--data-root", str(data), "--test-datasets", "wall"])
+
+
+def test_a_broken_photo_is_an_error_or_has_no_features(data, tmp_path, caplog):
+    shutil.copytree(data, tmp_path / "data")
+    (tmp_path / "data/test/walls/jpg/p1_1.jpg").write_text("<html>")
+    words = [str(tmp_path / "f"), "--data-root", str(tmp_path / "data"), "--test-datasets", "walls"]
+    with pytest.raises(InputError, match=r"1 photos could not be decoded.*--skip_bad_images"):
+        get_descriptor.main(words)
+    get_descriptor.main([*words, "--skip_bad_images"])
+    assert any("skipped" in line and "p1_1.jpg" in line for line in caplog.messages)
+    found = search(tmp_path / "trees", tmp_path / "f")
+    assert "2 database images without features rank last" in found.notes  # one is blank
 
 
 def test_missing_features_of_a_photo(features, data, tmp_path):

@@ -312,16 +312,23 @@ def extract_local_features(
     projection: Projection | None,
     resources: Resources,
 ) -> None:
-    """Put the local features of all photos into ``store``; those that are there are kept."""
+    """Put the local features of all photos into ``store``; those that are there are kept.
+
+    Photos that are skipped get no features, but their place.
+    """
     model.eval()
     missing = [photo for photo in photos if photo.name not in store]
     described = contents(missing)  # before they are read: what changes meanwhile is read again
     progress.advance(len(photos) - len(missing))
+    skipped = set(range(len(missing)))
     with store.writer() as writer:
         for batch in load_batches(missing, config, resources):
             parts = in_memory(
                 batch, lambda part: local_features_of_batch(model, part, config, projection)
             )
             for part, found in parts:
+                skipped -= set(part.rows)
                 for row, features in zip(part.rows, found, strict=True):
                     writer.put(missing[row].name, features, described[row])
+        for row in sorted(skipped):
+            writer.put(missing[row].name, LocalFeatures.nothing(), described[row])

@@ -45,7 +45,7 @@ class StoredFeatures(Sequence[LocalFeatures]):
         if isinstance(row, slice):
             return StoredFeatures(self.store, self.names[row])
         name = self.names[row]
-        return self.store[name] if name in self.store else _nothing()
+        return self.store[name] if name in self.store else LocalFeatures.nothing()
 
     def described_sizes(self) -> list[tuple[int, int]]:
         """(width, height) at which photos were described, of those that the store has."""
@@ -54,11 +54,6 @@ class StoredFeatures(Sequence[LocalFeatures]):
     def missing(self, rows: Sequence[int] | np.ndarray) -> list[str]:
         """The names among these rows of which the store has nothing."""
         return [self.names[row] for row in rows if self.names[row] not in self.store]
-
-
-def _nothing() -> LocalFeatures:
-    none = np.empty(0, np.float32)
-    return LocalFeatures(none.reshape(0, 2), none.reshape(0, 1), none, (1, 1))
 
 
 @dataclass(frozen=True)

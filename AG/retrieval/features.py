@@ -57,6 +57,12 @@ class LocalFeatures:
     def __len__(self) -> int:
         return len(self.keypoints)
 
+    @classmethod
+    def nothing(cls) -> "LocalFeatures":
+        """No features, as of a photo that could not be decoded."""
+        none = np.empty(0, np.float32)
+        return cls(none.reshape(0, 2), none.reshape(0, 1), none, (1, 1))
+
     def strongest(self, count: int | None) -> "LocalFeatures":
         """The first ``count`` features (None: all), as views."""
         if count is None or count >= len(self):

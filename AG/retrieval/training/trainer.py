@@ -147,9 +147,19 @@ class Trainer:
                     raise errors.Stopped(stop)
         self._save()  # a kill during validation costs the validation only
 
-    def autocast(self) -> contextlib.AbstractContextManager:
-        """Mixed precision for a forward pass."""
-        return devices.autocast(self.world.device, self._config.precision)
+    @contextlib.contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Mixed precision for a forward pass; InputError where the batch is too small."""
+        try:
+            with devices.autocast(self.world.device, self._config.precision):
+                yield
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise InputError(
+                "the batches are too small for the network's BatchNorm, which gets one value a "
+                "channel: raise --batch_size or --image_size"
+            ) from error
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradients of ``loss`` to those that the next `update` uses."""

@@ -61,7 +61,7 @@ def extract(
         if photo.name not in store
     ]
     described = contents(missing)  # before they are read: what changes meanwhile is read again
-    sift = Sift(config)
+    sift, skipped = Sift(config), set(range(len(missing)))
     reading = ExtractConfig("longest", config.longest_side, skip_bad_images=skip)
     one_by_one = replace(resources, infer_batch_size=1)
     with store.writer() as writer, progress.bar(f"SIFT of {photos.name}", len(missing)):
@@ -69,6 +69,9 @@ def extract(
             found = sift(np.ascontiguousarray(pixels[0].permute(1, 2, 0).numpy()))
             features = in_photo(found, plan.box, plan.full)
             writer.put(missing[row].name, features, described[row])
+            skipped.remove(row)
+        for row in sorted(skipped):
+            writer.put(missing[row].name, LocalFeatures.nothing(), described[row])
     point_to(store)
     return store
 
