@@ -53,6 +53,23 @@ def test_workers_change_nothing(model, photo):
     np.testing.assert_array_equal(alone, shared)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_batches_and_threads_move_features_by_rounding_alone(model, photo, precision):
+    """The bounds that docs/rely.md gives, for descriptors of unit norm."""
+    photos = as_photos([photo(f"{i}.png", (96, 64), seed=i) for i in range(5)])
+    setting = config(precision=precision)
+    found = []
+    for batch, threads in ((1, 1), (2, 1), (5, 1), (5, 2)):
+        torch.set_num_threads(threads)
+        resources = Resources(num_workers=0, infer_batch_size=batch)
+        descriptors = extraction.global_descriptors(model, photos, setting, resources)
+        local = extraction.local_descriptors(model, photos, setting, resources)
+        found.append((descriptors, local / np.linalg.norm(local, axis=1, keepdims=True)))
+    for descriptors, local in found[1:]:
+        np.testing.assert_allclose(descriptors, found[0][0], atol=1e-6)
+        np.testing.assert_allclose(local, found[0][1], atol=1e-6)
+
+
 def test_several_scales_are_averaged_and_normalised(model, photo):
     path = photo("a.png", (96, 64))
     found = describe(model, [path], config(scales=(0.5, 1.0)))[0]

@@ -45,7 +45,9 @@ class StoredFeatures(Sequence[LocalFeatures]):
         if isinstance(row, slice):
             return StoredFeatures(self.store, self.names[row])
         name = self.names[row]
-        return self.store[name] if name in self.store else LocalFeatures.nothing()
+        if name in self.store:
+            return self.store[name]
+        return LocalFeatures.nothing(self.store.dimensions)
 
     def described_sizes(self) -> list[tuple[int, int]]:
         """(width, height) at which photos were described, of those that the store has."""

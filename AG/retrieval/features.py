@@ -58,10 +58,10 @@ class LocalFeatures:
         return len(self.keypoints)
 
     @classmethod
-    def nothing(cls) -> "LocalFeatures":
+    def nothing(cls, dimensions: int | None = None) -> "LocalFeatures":
         """No features, as of a photo that could not be decoded."""
         none = np.empty(0, np.float32)
-        return cls(none.reshape(0, 2), none.reshape(0, 1), none, (1, 1))
+        return cls(none.reshape(0, 2), none.reshape(0, dimensions or 1), none, (1, 1))
 
     def strongest(self, count: int | None) -> "LocalFeatures":
         """The first ``count`` features (None: all), as views."""
@@ -187,6 +187,8 @@ class FeatureStore:
         try:
             shard = self._open_shard(place)
             fields = {n: _rows(shard, n, place) for n in _STORED.keys() & shard.keys()}
+            if place.start == place.stop and place.dimensions == 1:  # see `LocalFeatures.nothing`
+                fields["descriptors"] = np.empty((0, self.dimensions or 1), np.float16)
             return LocalFeatures(**fields, image_size=place.image_size, unit=place.unit)
         except _SHARD_ERRORS as error:
             raise _damaged(place.shard, str(error)) from error
