@@ -25,6 +25,8 @@ FILES = {  # how many are damaged; photos alone 10,000
     "training folders": 1_000,
     "ground truth": 2_000,
     "positives": 500,
+    "hostile pickles": 500,
+    "hostile archives": 200,
 }
 KILLS = 10  # of each command
 

@@ -1,4 +1,4 @@
-"""Damaged files: bytes of a whole file are changed at random, and its reader is called.
+"""Damaged and hostile files: what a file holds is changed at random, and its reader is called.
 
 It must end in the project's own error, or give what the whole file gives. Where a file carries no
 checksum (photos, ground truth, tables that people write) other content cannot be told from damage:
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tests.torture import examples
+from tests.torture import examples, hostile
 from tests.torture.table import Row
 
 from retrieval.errors import InputError
@@ -38,26 +38,13 @@ class Kind(NamedTuple):
     make: writes whole files below a folder, and returns those to damage.
     read: reads what `make` wrote; what it returns is compared.
     exact: whether other content falls short, since the file carries a checksum.
+    change: a whole file's bytes to those that are tried.
     """
 
     make: Callable[[Path], list[Path]]
     read: Callable[[Path], Any]
     exact: bool
-
-
-KINDS = {
-    "photos": Kind(examples.photos, examples.read_photos, False),
-    "checkpoints": Kind(examples.checkpoints, examples.read_checkpoints, True),
-    "weights of others": Kind(examples.foreign_weights, examples.read_foreign_weights, True),
-    "feature stores": Kind(examples.store, examples.read_store, True),
-    "trees": Kind(examples.trees, examples.read_trees, True),
-    "runs": Kind(examples.runs, examples.read_runs, True),
-    "rerank.toml": Kind(examples.rerank_file, examples.read_rerank_file, True),
-    "cached tables": Kind(examples.tables, examples.read_tables, True),
-    "training folders": Kind(examples.training, examples.read_training, False),
-    "ground truth": Kind(examples.ground_truth, examples.read_ground_truth, False),
-    "positives": Kind(examples.positives, examples.read_positives, False),
-}
+    change: Callable[[bytes, random.Random], bytes]
 
 
 def damaged(data: bytes, rng: random.Random) -> bytes:
@@ -91,6 +78,29 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
         + data[first : first + length]
         + data[second + length :]
     )
+
+
+KINDS = {
+    "photos": Kind(examples.photos, examples.read_photos, False, damaged),
+    "checkpoints": Kind(examples.checkpoints, examples.read_checkpoints, True, damaged),
+    "weights of others": Kind(
+        examples.foreign_weights, examples.read_foreign_weights, True, damaged
+    ),
+    "feature stores": Kind(examples.store, examples.read_store, True, damaged),
+    "trees": Kind(examples.trees, examples.read_trees, True, damaged),
+    "runs": Kind(examples.runs, examples.read_runs, True, damaged),
+    "rerank.toml": Kind(examples.rerank_file, examples.read_rerank_file, True, damaged),
+    "cached tables": Kind(examples.tables, examples.read_tables, True, damaged),
+    "training folders": Kind(examples.training, examples.read_training, False, damaged),
+    "ground truth": Kind(examples.ground_truth, examples.read_ground_truth, False, damaged),
+    "positives": Kind(examples.positives, examples.read_positives, False, damaged),
+    "hostile pickles": Kind(
+        hostile.make, hostile.read_hostile_pickle, False, hostile.hostile_pickle
+    ),
+    "hostile archives": Kind(
+        hostile.make, hostile.read_hostile_archive, False, hostile.hostile_archive
+    ),
+}
 
 
 _VALUES = (b"-1", b"0", b"NaN", b"1e999", b"99999999999999999999", b"null", b'"x"', b"[]", b"{}")
@@ -152,7 +162,7 @@ def work(name: str, count: int, seed: int, first: int, folder: Path) -> None:
         rng = random.Random(f"{name} {seed} {number}")
         file = files[number % len(files)]
         print(json.dumps({"number": number, "file": file.name}), flush=True)
-        file.write_bytes(damaged(contents[file], rng))
+        file.write_bytes(kind.change(contents[file], rng))
         outcome, why = _outcome(kind, folder, whole)
         print(json.dumps({"number": number, "outcome": outcome, "why": why}), flush=True)
         for made in [path for path in folder.rglob("*") if path.is_file() and path not in there]:
