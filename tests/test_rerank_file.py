@@ -22,6 +22,9 @@ FULL = RerankConfig(
 )
 
 
+BY_HAND = 'checksum = "none"\n'
+
+
 @pytest.mark.parametrize("config", [FULL, RerankConfig(), None], ids=["full", "default", "none"])
 def test_what_is_written_comes_back(tmp_path, config):
     file = tmp_path / "deeper" / "rerank.toml"
@@ -31,13 +34,24 @@ def test_what_is_written_comes_back(tmp_path, config):
     assert [path.name for path in file.parent.iterdir()] == ["rerank.toml"]
 
 
+def test_a_file_that_lost_its_checksum_is_damaged(tmp_path):
+    file = tmp_path / "rerank.toml"
+    write_rerank(file, FULL)
+    lines = [line for line in file.read_text().splitlines() if not line.startswith("checksum")]
+    file.write_text("\n".join(lines))
+    with pytest.raises(InputError, match='by hand: then give it the line checksum = "none"'):
+        read_rerank(file)
+    file.write_text("\n".join([BY_HAND, *lines]))
+    assert read_rerank(file) == FULL
+
+
 def test_what_is_left_out_is_as_by_default_and_whole_numbers_will_do(tmp_path):
     file = tmp_path / "rerank.toml"
-    file.write_text("floor = 12\n[verify]\nresidual = 8\n")
+    file.write_text(f"{BY_HAND}floor = 12\n[verify]\nresidual = 8\n")
     expected = RerankConfig(floor=12.0, verify=VerifyConfig(residual=8.0))
     assert read_rerank(file) == expected
     assert type(read_rerank(file).floor) is float
-    file.write_text("rerank = false\ntop_k = 3\n")
+    file.write_text(f"{BY_HAND}rerank = false\ntop_k = 3\n")
     assert read_rerank(file) is None
 
 
@@ -63,7 +77,7 @@ def test_what_is_left_out_is_as_by_default_and_whole_numbers_will_do(tmp_path):
 )
 def test_what_is_wrong_is_named_with_its_file(tmp_path, text, message):
     file = tmp_path / "rerank.toml"
-    file.write_text(text)
+    file.write_text(BY_HAND + text)
     with pytest.raises(InputError, match=message) as error:
         read_rerank(file)
     assert str(file) in str(error.value)

@@ -103,7 +103,7 @@ def test_eval_takes_what_was_chosen(workplace, tuned, tmp_path):
     file = folder / "rerank.toml"
     if read_rerank(file) is None:  # then there is nothing to compare but the best that was refused
         file = tmp_path / "rerank.toml"
-        file.write_text("top_k = 6\nfloor = 0.0\n")
+        file.write_text('checksum = "none"\ntop_k = 6\nfloor = 0.0\n')
     words, _ = run(
         workplace, f"{EVAL} --test_set_folder city/test --rerank_config {file} --save_dir again"
     )
@@ -119,7 +119,7 @@ def test_eval_takes_what_was_chosen(workplace, tuned, tmp_path):
 
 
 def test_eval_reranks_nothing_where_the_file_says_so(workplace, tmp_path):
-    (tmp_path / "rerank.toml").write_text("rerank = false\n")
+    (tmp_path / "rerank.toml").write_text('checksum = "none"\nrerank = false\n')
     words, _ = run(
         workplace,
         f"{EVAL} --test_set_folder city/test --rerank_config {tmp_path}/rerank.toml "

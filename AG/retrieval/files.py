@@ -191,10 +191,13 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
     return {"checksum": _checksum(content), **content}
 
 
-def unsealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What was `sealed`; ValueError if it has changed. What never was is returned as it is."""
+def unsealed(content: Mapping[str, Any], *, must_be: bool = False) -> dict[str, Any]:
+    """What was `sealed`; ValueError if it has changed.
+
+    What never was is returned as it is, unless it ``must_be``.
+    """
     values = {name: value for name, value in content.items() if name != "checksum"}
-    if "checksum" in content and content["checksum"] != _checksum(values):
+    if (must_be or "checksum" in content) and content.get("checksum") != _checksum(values):
         raise ValueError("its checksum is wrong")
     return values
 
