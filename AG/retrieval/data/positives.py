@@ -129,6 +129,15 @@ def from_file(
             f"{source}: positives come as .csv, .json or .npy, not {source.suffix!r}: "
             + _AS_JSON.format(query="0, 5")
         )
+    return _from_names(source, named, query_names, database_names)
+
+
+def _from_names(
+    source: Path,
+    named: list[tuple[str, list[str]]],
+    query_names: Sequence[str],
+    database_names: Sequence[str],
+) -> Positives:
     query_rows, database_rows = _rows_by_name(query_names), _rows_by_name(database_names)
     positives: list[np.ndarray | None] = [None] * len(query_names)
     for name, right in named:
