@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import time
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,14 @@ def test_a_file_is_read_once_by_all_processes(tmp_path, fresh, monkeypatch):
     write(path, b"2", LONG_AGO + 1)
     assert content_hashes([path]) != before
     assert read == [path]
+
+
+def test_a_photo_replaced_in_place_under_its_old_time_is_read_again(tmp_path, fresh):
+    path = write(tmp_path / "a", b"1")
+    before = content_hashes([path])
+    time.sleep(0.05)  # a tick of the file system's clock
+    write(path, b"2")
+    assert content_hashes([path]) != before
 
 
 def test_one_that_has_just_changed_is_not_believed(tmp_path, fresh, monkeypatch):

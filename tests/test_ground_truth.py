@@ -449,3 +449,9 @@ def test_positives_as_an_array(tmp_path):
     (tmp_path / "gt.mat").touch()
     with pytest.raises(InputError, match=r"\.csv, \.json or \.npy, not '\.mat': write"):
         positives.from_file(tmp_path / "gt.mat", QUERIES, DATABASE)
+
+
+def test_a_query_named_twice_in_json_is_refused(tmp_path):
+    (tmp_path / "p.json").write_text('{"q.jpg": ["a.jpg"], "q.jpg": []}')
+    with pytest.raises(InputError, match=r"p\.json.*'q\.jpg' comes more than once"):
+        positives.read_json(tmp_path / "p.json")

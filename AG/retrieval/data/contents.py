@@ -1,6 +1,6 @@
 """What is in files: hashes of their bytes, kept from call to call.
 
-A file of the same path, size, time and inode is not read again. What is known lies in
+A file of the same path, size, times and inode is not read again. What is known lies in
 ``$XDG_CACHE_HOME/delg-delf`` (or ``~/.cache/delg-delf``); where nothing can be kept there, files
 are read each time.
 """
@@ -17,14 +17,15 @@ from pathlib import Path
 
 from retrieval import progress
 
-# Path, size, time of the last change in nanoseconds, inode.
-_Stamp = tuple[bytes, int, int, int]
+# Path, size, inode, and in nanoseconds the time of the content, which anybody may set, and that of
+# the last change of anything, which nobody may (of Windows: of the making).
+_Stamp = tuple[bytes, int, int, int, int]
 
 # A file that changed so few seconds ago may change again, and keep its time.
 _RECENT = 2.0
 _TABLE = (
-    "CREATE TABLE IF NOT EXISTS contents "
-    "(path BLOB PRIMARY KEY, size INT, time INT, inode INT, hash TEXT)"
+    "CREATE TABLE IF NOT EXISTS files "
+    "(path BLOB PRIMARY KEY, size INT, inode INT, time INT, changed INT, hash TEXT)"
 )
 _known: dict[_Stamp, str] = {}
 
@@ -43,7 +44,7 @@ def content_hashes(paths: Sequence[Path]) -> list[str | None]:
                 found[stamp] = text
                 progress.advance()
         latest = (time.time() - _RECENT) * 1e9
-        settled = {stamp: text for stamp, text in found.items() if stamp[2] < latest}
+        settled = {stamp: text for stamp, text in found.items() if stamp[3] < latest}
         _known.update(settled)
         _keep(settled)
     return [None if stamp is None else _known.get(stamp) or found[stamp] for stamp in stamps]
@@ -64,7 +65,8 @@ def _stamp(path: Path) -> _Stamp | None:
         found = path.stat()
     except OSError:
         return None
-    return os.fsencode(path.absolute()), found.st_size, found.st_mtime_ns, found.st_ino
+    times = found.st_mtime_ns, found.st_ctime_ns
+    return os.fsencode(path.absolute()), found.st_size, found.st_ino, *times
 
 
 def _hash(stamp: _Stamp) -> str:
@@ -89,12 +91,12 @@ def _kept(stamps: Sequence[_Stamp]) -> dict[_Stamp, str]:
         for start in range(0, len(stamps), 500):
             paths = [path for path, *_ in stamps[start : start + 500]]
             marks = ",".join(itertools.repeat("?", len(paths)))
-            rows = opened.execute(f"SELECT * FROM contents WHERE path IN ({marks})", paths)
-            found |= {(path, size, at, inode): text for path, size, at, inode, text in rows}
+            rows = opened.execute(f"SELECT * FROM files WHERE path IN ({marks})", paths)
+            found |= {tuple(stamp): text for *stamp, text in rows}
     return {stamp: found[stamp] for stamp in stamps if stamp in found}
 
 
 def _keep(found: dict[_Stamp, str]) -> None:
     rows = [(*stamp, text) for stamp, text in found.items()]
     with contextlib.suppress(OSError, RuntimeError, sqlite3.Error), _database() as opened:
-        opened.executemany("INSERT OR REPLACE INTO contents VALUES (?, ?, ?, ?, ?)", rows)
+        opened.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", rows)

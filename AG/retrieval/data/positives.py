@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -245,9 +246,17 @@ def _read_csv(source: Path) -> list[tuple[str, list[str]]]:
 def read_json(source: Path) -> Any:
     """The content of a JSON file; InputError if it is missing or malformed."""
     try:
-        return json.loads(source.read_text(encoding="utf-8"))
+        return json.loads(source.read_text(encoding="utf-8"), object_pairs_hook=_each_once)
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{source}: cannot be read as JSON ({error})") from error
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, of which Python would keep the last of two equal names."""
+    for name, count in Counter(name for name, _ in pairs).items():
+        if count > 1:
+            raise ValueError(f"{name!r} comes more than once")
+    return dict(pairs)
 
 
 def _named_lists(source: Path, content: Any) -> list[tuple[str, list[str]]]:
