@@ -27,6 +27,7 @@ from retrieval import checkpoint, progress
 from retrieval.configs import rerank_file
 from retrieval.configs.rank import RerankConfig
 from retrieval.drawing import figures
+from retrieval.errors import InputError
 from retrieval.evaluation import Evaluation
 from retrieval.files import write_json
 from retrieval.networks.create import create, resolve_config
@@ -44,6 +45,8 @@ def open_runs(
     """The two runs; InputError unless they go together, and are of the weights ``model``."""
     run = Evaluation.open(validation)
     if model is not None:
+        if "network" not in run.protocol.settings:
+            raise InputError(f"{validation} is of visual words: it takes no --resume_model")
         torch.manual_seed(run.protocol.settings["seed"])  # for parts that the file leaves random
         config = resolve_config(run.protocol.settings["network"], str(model))
         network, _, _ = create(config, str(model))
