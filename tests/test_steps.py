@@ -59,6 +59,8 @@ def test_ctrl_c_lets_the_command_save_its_work(tmp_path):
         [sys.executable, "-c", work],
         env={**os.environ, "PYTHONPATH": str(AG)},
         start_new_session=True,
+        # A shell's background job, and so what it starts, ignores Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while not (tmp_path / "started").exists() and time.monotonic() < deadline:
