@@ -46,7 +46,7 @@ def open_runs(
     run = Evaluation.open(validation)
     if model is not None:
         if "network" not in run.protocol.settings:
-            raise InputError(f"{validation} is of visual words: it takes no --resume_model")
+            raise InputError(f"{validation} is of visual words: leave --resume_model out")
         torch.manual_seed(run.protocol.settings["seed"])  # for parts that the file leaves random
         config = resolve_config(run.protocol.settings["network"], str(model))
         network, _, _ = create(config, str(model))

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from retrieval.commands import script
 from retrieval.configs.describe import DelgConfig
 from retrieval.configs.rerank_file import read_rerank
+from retrieval.errors import InputError
 from retrieval.evaluation import Evaluation
 
 AG = Path(__file__).parents[1] / "AG"
@@ -165,3 +167,13 @@ def test_bad_input_is_one_clear_error(workplace, words, message, monkeypatch, ca
     said = capsys.readouterr().err.strip().splitlines()
     assert message in said[-1]
     assert said[-1].startswith("error: ")
+
+
+def test_a_run_of_visual_words_has_no_network_to_compare(workplace, tmp_path):
+    import tune
+
+    run = Evaluation.open(newest(workplace, "val"), with_features=False)
+    settings = {name: value for name, value in run.protocol.settings.items() if name != "network"}
+    replace(run, protocol=replace(run.protocol, settings=settings)).save(tmp_path)
+    with pytest.raises(InputError, match=r"of visual words: leave --resume_model out"):
+        tune.open_runs(tmp_path, None, Path("best_model.pth"))
