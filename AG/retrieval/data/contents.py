@@ -14,12 +14,24 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from retrieval import progress
 
-# Path, size, inode, and in nanoseconds the time of the content, which anybody may set, and that of
-# the last change of anything, which nobody may (of Windows: of the making).
-_Stamp = tuple[bytes, int, int, int, int]
+
+class _Stamp(NamedTuple):
+    """What tells whether a file is still the same; times in nanoseconds.
+
+    time is that of the content, which anybody may set; changed that of the last change of anything,
+    which follows the clock (on Windows: when the file was made).
+    """
+
+    path: bytes
+    size: int
+    inode: int
+    time: int
+    changed: int
+
 
 # A file that changed so few seconds ago may change again, and keep its time.
 _RECENT = 2.0
@@ -44,7 +56,7 @@ def content_hashes(paths: Sequence[Path]) -> list[str | None]:
                 found[stamp] = text
                 progress.advance()
         latest = (time.time() - _RECENT) * 1e9
-        settled = {stamp: text for stamp, text in found.items() if stamp[3] < latest}
+        settled = {stamp: text for stamp, text in found.items() if stamp.time < latest}
         _known.update(settled)
         _keep(settled)
     return [None if stamp is None else _known.get(stamp) or found[stamp] for stamp in stamps]
@@ -65,12 +77,12 @@ def _stamp(path: Path) -> _Stamp | None:
         found = path.stat()
     except OSError:
         return None
-    times = found.st_mtime_ns, found.st_ctime_ns
-    return os.fsencode(path.absolute()), found.st_size, found.st_ino, *times
+    name, times = os.fsencode(path.absolute()), (found.st_mtime_ns, found.st_ctime_ns)
+    return _Stamp(name, found.st_size, found.st_ino, *times)
 
 
 def _hash(stamp: _Stamp) -> str:
-    with open(os.fsdecode(stamp[0]), "rb") as file:
+    with open(os.fsdecode(stamp.path), "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
@@ -89,10 +101,10 @@ def _kept(stamps: Sequence[_Stamp]) -> dict[_Stamp, str]:
     found: dict[_Stamp, str] = {}
     with contextlib.suppress(OSError, RuntimeError, sqlite3.Error), _database() as opened:
         for start in range(0, len(stamps), 500):
-            paths = [path for path, *_ in stamps[start : start + 500]]
+            paths = [stamp.path for stamp in stamps[start : start + 500]]
             marks = ",".join(itertools.repeat("?", len(paths)))
             rows = opened.execute(f"SELECT * FROM files WHERE path IN ({marks})", paths)
-            found |= {tuple(stamp): text for *stamp, text in rows}
+            found |= {_Stamp(*stamp): text for *stamp, text in rows}
     return {stamp: found[stamp] for stamp in stamps if stamp in found}
 
 

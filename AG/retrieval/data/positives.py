@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -253,10 +252,12 @@ def read_json(source: Path) -> Any:
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object of JSON, of which Python would keep the last of two equal names."""
-    for name, count in Counter(name for name, _ in pairs).items():
-        if count > 1:
+    content: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in content:
             raise ValueError(f"{name!r} comes more than once")
-    return dict(pairs)
+        content[name] = value
+    return content
 
 
 def _named_lists(source: Path, content: Any) -> list[tuple[str, list[str]]]:
