@@ -66,8 +66,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Make the city, train, train the local head alone, evaluate; print the table."""
     flags.read(Config, __doc__, argv)
     summary_file = FOLDER / "summary.json"
-    if summary_file.exists():
-        shutil.rmtree(FOLDER)
+    if summary_file.exists():  # of a demo that is finished: a new one starts
+        for name in ("untrained", "train", "local", "eval"):
+            shutil.rmtree(FOLDER / name, ignore_errors=True)
+        (FOLDER / "seconds.json").unlink(missing_ok=True)
+        summary_file.unlink()
     steps = Steps(FOLDER / "seconds.json")
 
     steps.take("toy city", f"{AG}/make_toy_city.py {CITY}")

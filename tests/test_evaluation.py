@@ -19,6 +19,7 @@ from retrieval.feature_folders import features_of_set, made_from
 from retrieval.features import FeatureStore, LocalFeatures
 from retrieval.files import read_json, sealed, write_json
 from retrieval.protocol import protocol_of
+from retrieval.saved_run import digest
 from retrieval.search import Ranking
 
 FEATURES = LocalFeatures(np.zeros((1, 2)), np.ones((1, 4)), np.ones(1), (16, 16))
@@ -215,6 +216,8 @@ def test_a_damaged_or_older_result(run, tmp_path, content, message):
         {"global similarity": np.zeros((2, 5))},
         {"reranked": np.zeros((2, 2), int)},
         {"reranked": None},
+        {"inliers": np.zeros((2, 9), int)},
+        {"inliers": np.zeros((1, 1), int)},
     ],
 )
 def test_rankings_of_something_else(run, tmp_path, change):
@@ -222,8 +225,30 @@ def test_rankings_of_something_else(run, tmp_path, change):
     file = tmp_path / "run" / "rankings.npz"
     arrays = {**dict(np.load(file)), **change}
     np.savez(file, **{name: array for name, array in arrays.items() if array is not None})
-    with pytest.raises(InputError, match=r"rankings\.npz"):
+    result = tmp_path / "run" / "result.json"
+    content = json.loads(result.read_text()) | {"rankings": digest(file.read_bytes())}
+    del content["checksum"]
+    result.write_text(json.dumps(sealed(content)))
+    with pytest.raises(InputError, match=r"rankings\.npz: \S+ .*is no ranking|no reranked|inliers"):
         Evaluation.open(tmp_path / "run")
+
+
+def test_rankings_of_another_run_of_the_same_photos(run, tmp_path):
+    run.save(tmp_path / "one")
+    turned = Ranking(run.first.ranking.rows[:, ::-1].copy(), run.first.ranking.similarity)
+    replace(run, steps=(replace(run.first, ranking=turned), *run.steps[1:])).save(tmp_path / "two")
+    shutil.copy(tmp_path / "one" / "rankings.npz", tmp_path / "two")
+    with pytest.raises(InputError, match=r"of another run than result\.json"):
+        Evaluation.open(tmp_path / "two")
+
+
+def test_a_run_of_before_rankings_were_tied_opens(run, tmp_path):
+    run.save(tmp_path / "run")
+    result = tmp_path / "run" / "result.json"
+    content = json.loads(result.read_text())
+    del content["checksum"], content["rankings"]
+    result.write_text(json.dumps(sealed(content)))
+    assert Evaluation.open(tmp_path / "run").figures == run.figures
 
 
 def test_what_is_missing_or_has_changed_is_said(run, tmp_path, photo):

@@ -13,6 +13,7 @@ import pytest
 from retrieval.errors import InputError
 from retrieval.files import (
     alone,
+    newest_folder,
     read_json,
     read_npz,
     sealed,
@@ -160,3 +161,10 @@ def test_a_sealed_object_tells_when_it_has_changed(tmp_path):
         read_json(file)
     write_json(file, content)
     assert read_json(file) == content
+
+
+def test_the_newest_of_many_folders_of_one_second(tmp_path):
+    for end in ("", "_2", "_9", "_10"):
+        (tmp_path / f"2026-01-02_03-04-05{end}").mkdir()
+    (tmp_path / "2026-01-01_23-59-59_11").mkdir()
+    assert newest_folder(tmp_path).name == "2026-01-02_03-04-05_10"

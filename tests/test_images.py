@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageOps
 
 from retrieval.data import images
+from retrieval.data.contents import content_hashes
 from retrieval.data.images import ImageError
 from retrieval.errors import InputError
 
@@ -134,6 +135,27 @@ def test_list_images_follows_a_linked_folder(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "link").symlink_to(tmp_path / "elsewhere")
     assert images.list_images(tmp_path / "data") == [tmp_path / "data" / "link" / "a.tiff"]
+
+
+def test_list_images_takes_both_of_two_links_to_one_folder_and_no_circle(tmp_path):
+    for name in ("elsewhere", "other", "data"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "elsewhere" / "a.png").touch()
+    (tmp_path / "elsewhere" / "on").symlink_to(tmp_path / "other")
+    (tmp_path / "other" / "back").symlink_to(tmp_path / "elsewhere")
+    for name in ("one", "two"):
+        (tmp_path / "data" / name).symlink_to(tmp_path / "elsewhere")
+    found = images.list_images(tmp_path / "data")
+    assert found == [tmp_path / "data" / name / "a.png" for name in ("one", "two")]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+def test_a_named_pipe_is_no_photo(tmp_path):
+    os.mkfifo(tmp_path / "x.jpg")
+    for read in (images.read_image, images.image_size):
+        with pytest.raises(images.ImageError, match="pipe"):
+            read(tmp_path / "x.jpg")
+    assert content_hashes([tmp_path / "x.jpg"]) == [None]
 
 
 def test_list_images_missing_or_empty(tmp_path):

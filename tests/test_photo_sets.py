@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from retrieval.configs.judge import PositivesConfig
+from retrieval.data import images
 from retrieval.data.photo_sets import (
     PhotoSet,
     Source,
@@ -208,3 +209,15 @@ def test_names_of_revisited_sets_may_have_folders_and_any_ending(photo, tmp_path
     file.write_text(json.dumps({**gnd, "imlist": ["a/d0", "b/d0", "c", "a/d0"]}))
     with pytest.raises(InputError, match=r"gnd_mine\.json: 'a/d0' is 2 times in imlist"):
         open_revisited(tmp_path / "mine")
+
+
+@pytest.mark.parametrize(("unit", "told"), [(1.0, False), (1e-3, True)])
+def test_kilometres_for_metres_are_warned_of(photo, tmp_path, caplog, unit, told):
+    for place in range(20):
+        photo(f"database/{name(100 * place * unit, 0)}", seed=place)
+    for place in range(4):
+        photo(f"queries/{name((100 * place + 3) * unit, 0)}", seed=20 + place)
+    images.warn_once.cache_clear()
+    photos = open_places(tmp_path, PositivesConfig())
+    assert all(map(len, photos.ground_truth["R"].positives))
+    assert ("right for 100 % of the queries" in caplog.text) is told

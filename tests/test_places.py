@@ -251,3 +251,12 @@ def test_images_of_two_zones_share_no_class():
     zones = np.repeat([10, -33], 10)
     (group,) = places.build_groups(Positions(utm, heading, zones), GroupConfig(groups_num=1))
     assert as_lists([group]) == [[list(range(10)), list(range(10, 20))]]
+
+
+def test_the_largest_cell_that_is_told_lies_in_one_zone():
+    utm, heading = np.zeros((6, 2)), np.zeros(6)
+    zones = np.array([10, 10, 10, 10, 33, 33])
+    with pytest.raises(InputError, match=r"largest cell .* has 4:"):
+        places.build_groups(
+            Positions(utm, heading, zones), GroupConfig(min_images_per_class=5, groups_num=1)
+        )

@@ -11,6 +11,7 @@ import torchvision
 from torch import nn
 
 from retrieval import checkpoint
+from retrieval.commands.eval_flags import check_weights_suffice
 from retrieval.configs.describe import DelfConfig, DelgConfig
 from retrieval.errors import InputError
 from retrieval.networks.create import create
@@ -280,6 +281,16 @@ def test_cirtorchs_checkpoint_gives_cirtorchs_descriptor(tmp_path, photos):
     whitened = learned["retrieval-SfM-120k", "ss"](expected).numpy()
     slow = whitening["P"] @ (expected.numpy().T - whitening["m"])
     np.testing.assert_allclose(whitened, (slow / np.linalg.norm(slow, axis=0)).T, atol=1e-4)
+
+
+def test_a_network_of_cirtorch_is_not_scored_as_a_delg(tmp_path):
+    """Its learned pooling would be put aside, and p = 3 taken, without a word."""
+    path = str(tmp_path / "gem.pth.tar")
+    cirtorch_checkpoint(tmp_path / "gem.pth.tar")
+    config = DelgConfig("resnet18", head="gem", attention="norm")
+    report = create(config, path).report
+    with pytest.raises(InputError, match=r"example\.finetuning tests and tunes it"):
+        check_weights_suffice(path, config, report, with_local=False)
 
 
 def test_an_attention_starts_from_cirtorchs_network(tmp_path):

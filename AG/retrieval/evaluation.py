@@ -31,6 +31,7 @@ from retrieval.saved_run import (
     RESULT,
     VERSION,
     check_unchanged,
+    digest,
     features_of_run,
     read_arrays,
     read_result,
@@ -209,7 +210,8 @@ class Evaluation:
         data = io.BytesIO()
         np.savez_compressed(data, allow_pickle=False, **arrays)
         write_atomically(folder / RANKINGS, data.getvalue())
-        write_json(folder / RESULT, sealed(_as_json(saved)))
+        content = {**_as_json(saved), "rankings": digest(data.getvalue())}
+        write_json(folder / RESULT, sealed(content))
         return saved
 
     @classmethod
@@ -316,7 +318,7 @@ def _open(folder: Path, weights: str | None, with_features: bool) -> Evaluation:
         protocol = Protocol(**content["protocol"])
         photos = open_set(source_from_json(content["photos"]), need_photos=False)
         check_unchanged(folder, photos, protocol, weights)
-        arrays = read_arrays(folder, list(content["steps"]), photos)
+        arrays = read_arrays(folder, list(content["steps"]), photos, content.get("rankings"))
         steps = tuple(
             Step(
                 name,

@@ -159,7 +159,8 @@ def newest_folder(root: Path) -> Path:
     folders = [path for path in root.glob("*/") if path.is_dir()]
     if not folders:
         raise InputError(f"{root}: no run folder here; run the step that makes one first")
-    return max(folders)
+    # Of one second, _10 comes after _9.
+    return max(folders, key=lambda path: (path.name[:19], len(path.name), path.name))
 
 
 def command_line() -> str:

@@ -1,5 +1,6 @@
 """Reading the files of a run folder: each is checked, and each problem is one clear error."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,11 +59,23 @@ def check_unchanged(
         )
 
 
-def read_arrays(folder: Path, steps: Sequence[str], photos: PhotoSet) -> dict[str, np.ndarray]:
-    """The rankings (Q, K) of the steps and their similarities, checked."""
+def digest(rankings: bytes) -> str:
+    """What result.json keeps of the rankings beside it: they belong together."""
+    return hashlib.sha256(rankings).hexdigest()
+
+
+def read_arrays(
+    folder: Path, steps: Sequence[str], photos: PhotoSet, written: str | None
+) -> dict[str, np.ndarray]:
+    """The rankings (Q, K) of the steps, their similarities and the inliers (Q, k), checked.
+
+    written: the `digest` in result.json; None in one of before it was kept.
+    """
     file = folder / RANKINGS
     names = [name for step in steps for name in (step, f"{step} similarity")]
     arrays = read_npz(file, names, REMEDY)
+    if written is not None and digest(file.read_bytes()) != written:
+        raise InputError(f"{file} is of another run than {RESULT} beside it: {REMEDY}")
     shape = arrays[steps[0]].shape
     for name in names:
         array = arrays[name]
@@ -75,6 +88,9 @@ def read_arrays(folder: Path, steps: Sequence[str], photos: PhotoSet) -> dict[st
                 f"{file}: {name} is no ranking of {len(photos.database)} photos for "
                 f"{len(photos.queries)} queries: {REMEDY}"
             )
+    inliers = arrays.get("inliers", np.zeros((shape[0], 0), np.int64))
+    if inliers.ndim != 2 or len(inliers) != shape[0] or inliers.shape[1] > shape[1]:
+        raise InputError(f"{file}: inliers {inliers.shape} of a ranking {shape}: {REMEDY}")
     return arrays
 
 

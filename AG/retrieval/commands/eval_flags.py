@@ -55,9 +55,14 @@ class EvaluationOptions(
 def check_weights_suffice(
     weights: str, network: DelgConfig, loaded: "PartsReport", *, with_local: bool
 ) -> None:
-    """InputError where a part that is used would be random without being asked for."""
+    """InputError where a part that is used would be random, or another, without being asked for."""
     if weights == "none":
         return
+    if loaded.of_delf:  # it has a pooling of its own, which a DELG would silently put aside
+        raise InputError(
+            f"{weights} is a network of DELF or cirtorch, and this command uses those of DELG: "
+            "python3 -m example.finetuning tests and tunes it (--pretrained FILE)"
+        )
     remedies = {}
     if network.head != "gem":  # GeM alone has one weight, its power, 3 where nothing was trained
         remedies["global_head"] = "--head gem needs none"

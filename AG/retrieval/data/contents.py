@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import os
 import sqlite3
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -43,7 +44,7 @@ _known: dict[_Stamp, str] = {}
 
 
 def content_hashes(paths: Sequence[Path]) -> list[str | None]:
-    """A hash (BLAKE2b, 128 bits) of the bytes of each file; None for one that is not there."""
+    """A hash (BLAKE2b, 128 bits) of the bytes of each file; None where there is no such file."""
     stamps = [_stamp(path) for path in paths]
     asked = {stamp for stamp in stamps if stamp is not None} - _known.keys()
     if asked:
@@ -76,6 +77,8 @@ def _stamp(path: Path) -> _Stamp | None:
     try:
         found = path.stat()
     except OSError:
+        return None
+    if not stat.S_ISREG(found.st_mode):
         return None
     name, times = os.fsencode(path.absolute()), (found.st_mtime_ns, found.st_ctime_ns)
     return _Stamp(name, found.st_size, found.st_ino, *times)

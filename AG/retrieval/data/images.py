@@ -80,14 +80,14 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
         raise InputError(f"{root}: no such folder; check the path given for the data set")
     found: list[str] = []
     left_out: Counter[str] = Counter()
-    visited = set()
+    above: dict[str, frozenset[str]] = {}  # of each folder: what it and those above it really are
     endings = EXTENSIONS + (HEIF if _reads_heif() else ())
     for here, folders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(here)
-        if real in visited:  # a link back to a folder above it
+        real, before = os.path.realpath(here), above.get(os.path.dirname(here), frozenset())
+        if real in before:  # a link back to a folder above it
             folders.clear()
             continue
-        visited.add(real)
+        above[here] = before | {real}
         folders[:] = [name for name in folders if not name.startswith(".")]
         names = [name for name in files if not name.startswith(".")]
         found += [os.path.join(here, name) for name in names if name.lower().endswith(endings)]
@@ -188,6 +188,8 @@ def _open(path: str | os.PathLike[str]) -> Image.Image:
 
     Pillow limits the whole image; of a JPEG less than that may be decoded, which is limited there.
     """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError("a folder, pipe or device, not a file")  # reading a pipe may never end
     try:
         image = Image.open(path, formats=FORMATS + ("HEIF",) * _reads_heif())
     except Image.DecompressionBombError:

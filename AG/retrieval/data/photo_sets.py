@@ -211,8 +211,23 @@ def _open_folders(source: Source, database_folder: Path, queries_folder: Path) -
             f"{source.positives_file or '--positive_dist_threshold'} right? (--no_labels: "
             "predictions alone)"
         )
+    if truth:
+        _warn_where_chance_is_right(truth["R"], database_folder, len(database))
     folder = _common_folder(database_folder, queries_folder)
     return PhotoSet(folder, queries, database, truth, source=source, selves=selves)
+
+
+def _warn_where_chance_is_right(truth: Positives, database_folder: Path, size: int) -> None:
+    """A warning where a random first answer is more often right than wrong: R@1 tells nothing."""
+    each = zip(truth.positives, truth.junk, strict=True)
+    right = [len(rows) / (size - len(junk)) for rows, junk in each if len(rows)]
+    chance = 100 * float(np.mean(right))
+    if size > 1 and chance > 50:
+        images.warn_once(
+            f"{database_folder}: a random first answer would be right for {chance:.0f} % of the "
+            "queries, so that the figures tell nothing. Are fields 1 and 2 of the names metres "
+            "(not kilometres or degrees), and --positive_dist_threshold or --positives right?"
+        )
 
 
 def _selves(queries: Sequence[Path], database: Sequence[Path]) -> list[np.ndarray] | None:

@@ -142,13 +142,13 @@ def build_groups(taken: Positions, config: GroupConfig) -> list[Group]:
     if np.isnan(heading).any():
         raise ValueError("every image of a class needs a heading")
     cells = np.column_stack([utm // config.M, heading % 360 // config.alpha]).astype(np.int64)
-    classes = _rows_by_value(np.column_stack([cells, taken.zones]))
-    classes = [rows for rows in classes if len(rows) >= config.min_images_per_class]
+    every = _rows_by_value(np.column_stack([cells, taken.zones]))
+    classes = [rows for rows in every if len(rows) >= config.min_images_per_class]
     if not classes:
         raise InputError(
             f"no class has the {config.min_images_per_class} images of --min_images_per_class; the "
             f"largest cell of {config.M} m and {config.alpha}° has "
-            f"{max(map(len, _rows_by_value(cells)), default=0)}: lower it, or raise --M or --alpha"
+            f"{max(map(len, every), default=0)}: lower it, or raise --M or --alpha"
         )
     first_cells = cells[[rows[0] for rows in classes]]
     members = _rows_by_value(first_cells % [config.N, config.N, config.L])

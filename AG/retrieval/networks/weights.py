@@ -60,12 +60,16 @@ class Weights:
 
 @dataclass(frozen=True)
 class PartsReport:
-    """Which parts of a network were filled from `source`, and which are as initialised."""
+    """Which parts of a network were filled from `source`, and which are as initialised.
+
+    of_delf: whether the source is a file of a DELF.
+    """
 
     source: str
     loaded: tuple[str, ...]
     missing: tuple[str, ...]
     dropped: tuple[str, ...] = ()
+    of_delf: bool = False
 
     def __str__(self) -> str:
         """One sentence for a log."""
@@ -100,7 +104,7 @@ def load_parts(network: nn.Module, weights: Weights, flags: Sequence[str]) -> Pa
     network.load_state_dict({**own, **weights.state})
     missing = tuple(part for part in parts(own) if part not in present)
     source = f"{weights.path} ({weights.layout} keys)"
-    return PartsReport(source, present, missing, weights.dropped)
+    return PartsReport(source, present, missing, weights.dropped, weights.of_delf)
 
 
 def read_weights(path: str | Path) -> Weights:
