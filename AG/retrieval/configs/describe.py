@@ -183,6 +183,7 @@ class ExtractConfig(Config, group="Local features"):
     min_score: float = setting(
         0.0, "score that a local feature must have: at least this", names=("alpha_thresh",)
     )
+    # Some 400 MB: more than the largest cameras of phones give.
     max_pixels: int = setting(
         128_000_000,
         "a photo of which more than this would be decoded is an error",

@@ -118,7 +118,7 @@ class LoopConfig:
 
     seed: int
     precision: Precision
-    checkpoint_minutes: float = 10.0
+    checkpoint_minutes: float = TrainConfig.checkpoint_minutes
 
 
 @dataclass(frozen=True)

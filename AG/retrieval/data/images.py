@@ -16,6 +16,7 @@ import torch
 from PIL import ExifTags, Image, JpegImagePlugin
 
 from retrieval import progress
+from retrieval.configs.describe import ExtractConfig
 from retrieval.errors import InputError
 
 Box = tuple[float, float, float, float]
@@ -29,8 +30,6 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 HEIF = (".heic", ".heif", ".hif")
 # Photos that are counted where they are left out, beside all that `mimetypes` calls an image.
 _RAW = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2", ".avif", ".jp2", ".jxl")
-# Pixels that are decoded at most, some 400 MB: more than the largest cameras of phones give.
-MOST_PIXELS = 128_000_000
 # Sides longer than so many times the other: no camera makes such photos, and a resizing that
 # brings the shorter side to some hundred pixels makes them fill the memory.
 _MOST_ASPECT = 100
@@ -141,7 +140,7 @@ def _reads_heif() -> bool:
 def read_image(
     path: str | os.PathLike[str],
     longest_side: int | None = None,
-    most_pixels: int | None = MOST_PIXELS,
+    most_pixels: int | None = ExtractConfig.max_pixels,
 ) -> np.ndarray:
     """Decode an image file: (H, W, 3) uint8 RGB, upright.
 
