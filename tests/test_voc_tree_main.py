@@ -177,7 +177,7 @@ def test_pictures_and_comparisons_take_its_runs(features, tmp_path):
     lines = (tmp_path / "both" / "compare.csv").read_text().splitlines()
     assert len(lines) == 1 + PLACES
     table = (tmp_path / "both" / "compare.md").read_text()
-    for text in (*runs, "mAP M", "to row above"):
+    for text in (*runs, "mAP M", "to row above [95 % interval]"):
         assert text in table
     assert "Better" in (tmp_path / "both" / "compare.html").read_text()
     with pytest.raises(InputError, match=r"no step nothing; it has words, verified, expanded"):
@@ -238,6 +238,7 @@ def test_a_grid(features, tmp_path):
     arguments = [str(tmp_path), "--test-datasets", "walls", "--row", f"{root} --original"]
     grid.main([*arguments, "--row", root, "--vary", "--ht 16 24", "--vary", "--words 1 2"])
     lines = (tmp_path / "grid_walls.txt").read_text().splitlines()
+    assert "| to first [90 % interval] | to row above [90 % interval] |" in lines[0]
     assert len(lines) == 2 + 8
     assert "--original --ht 16 --words 1" in lines[2]
     rows = json.loads((tmp_path / "grid_walls.json").read_text())["rows"]

@@ -72,8 +72,10 @@ def winners_and_losers(row: Row, against: Row) -> list[Moved]:
 
 
 def header(rows: Sequence[Row]) -> list[str]:
-    """The names of the columns: figures, the two differences, the row's name."""
-    return [*_figures(rows[0]), "to first", "to row above", "settings"]
+    """The names of the columns: figures, the two differences and their level, the row's name."""
+    levels = [row.to_first.level for row in rows if row.to_first is not None]
+    interval = f" [{100 * levels[0]:g} % interval]" if levels else ""
+    return [*_figures(rows[0]), f"to first{interval}", f"to row above{interval}", "settings"]
 
 
 def cells(row: Row) -> list[str]:
