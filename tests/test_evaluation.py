@@ -263,7 +263,7 @@ def test_what_is_missing_or_has_changed_is_said(run, tmp_path, photo):
             Evaluation.open(tmp_path / "runs" / "one")
     file.write_bytes(data)
     photo("set/database/@0@0@.png", (80, 80), 7)
-    with pytest.raises(InputError, match="have changed since"):
+    with pytest.raises(InputError, match="changed since this run"):
         Evaluation.open(tmp_path / "runs" / "one")
     shutil.rmtree(tmp_path / "set")
     with pytest.raises(InputError, match=r"does not exist|no such folder"):

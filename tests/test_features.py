@@ -148,7 +148,9 @@ def test_descriptors_that_halves_cannot_hold(tmp_path, value):
     features.descriptors[2, 3] = value
     with (
         FeatureStore.open(tmp_path, KEY).writer() as writer,
-        pytest.raises(InputError, match="a: its descriptors are not finite or too large"),
+        pytest.raises(
+            InputError, match="a: its descriptors have NaN or infinite values, or are too large"
+        ),
     ):
         writer.put("a", features)
 

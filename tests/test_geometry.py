@@ -211,7 +211,7 @@ def test_features_and_matches_are_verified_as_their_points():
 def test_bad_input_is_named():
     bad = POINTS.copy()
     bad[2, 1] = np.nan
-    with pytest.raises(InputError, match="not finite"):
+    with pytest.raises(InputError, match="NaN or infinite"):
         verify(bad, POINTS, config("affine"))
     with pytest.raises(InputError, match=r"\(M, 2\)"):
         verify(POINTS, POINTS[:-1], config("affine"))

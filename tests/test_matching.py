@@ -145,7 +145,7 @@ def test_threads_give_the_same_matches(rng):
 def test_values_that_are_not_finite_are_an_error(rng, precision, value):
     query, database = two_views(rng, 5, 5, 0)
     database[3, 7] = value
-    with pytest.raises(InputError, match="not finite"):
+    with pytest.raises(InputError, match="NaN or infinite"):
         match_descriptors(query, database, MatchConfig(precision=precision))
 
 

@@ -85,12 +85,14 @@ def test_a_run_on_other_ground_begins_anew_and_says_what_has_changed(tmp_path, c
     other.close()
     assert other.path != first.path
     (line,) = caplog.messages
-    assert "there have changed: training images (60, abc, now 120, def). A new run" in line
+    assert (
+        "changed since this run started: training images (60, abc, now 120, def). A new run" in line
+    )
 
 
 def test_a_named_folder_of_other_ground_is_refused(tmp_path):
     RunFolder.at(tmp_path, {}, {"weights": "abc"}).close()
     RunFolder.at(tmp_path, {}, {"weights": "abc"}).close()
-    with pytest.raises(InputError, match=r"changed: weights \(abc, now def\)\. .*another folder"):
+    with pytest.raises(InputError, match=r"started: weights \(abc, now def\)\. .*another folder"):
         RunFolder.at(tmp_path, {}, {"weights": "def"})
     RunFolder.at(tmp_path, {}, {"weights": "abc"}).close()  # it was given free

@@ -167,8 +167,8 @@ def test_a_missing_image_is_named(tmp_path, photo):
     ("change", "message"),
     [
         ({"qidxs": [0, 9]}, "rows of its 4 images"),
-        ({"qidxs": [0]}, "equally many"),
-        ({"cluster": [1]}, "equally many"),
+        ({"qidxs": [0]}, "two lists of different length"),
+        ({"cluster": [1]}, "two lists of different length"),
         ({"qidxs": [], "pidxs": []}, "rows of its 4 images"),
     ],
 )

@@ -85,5 +85,5 @@ def test_whitening_needs_pairs_of_finite_descriptors():
     with pytest.raises(InputError, match="without matching pairs"):
         learn_whitening(x, queries[:0], positives[:0])
     x[3, 2] = np.nan
-    with pytest.raises(InputError, match="not finite"):
+    with pytest.raises(InputError, match="NaN or infinite"):
         learn_whitening(x, queries, positives)

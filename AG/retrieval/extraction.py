@@ -191,11 +191,11 @@ def in_memory(batch: Batch, describe: Callable[[Batch], Result]) -> Iterator[tup
 
 
 def _check(sound: np.ndarray, batch: Batch, what: str) -> None:
-    """InputError that names the first photo of a batch of which a network makes nothing."""
+    """InputError that names the first photo of a batch whose output is not ``sound``."""
     if not sound.all():
         path = batch.plans[int(sound.argmin())].path
         raise InputError(
-            f"the network makes a {what} of zeros, or of what is no number, of {path}: check its "
+            f"{path}: its {what} is all zeros, or has NaN or infinite values; check the network's "
             "weights, or use --precision fp32"
         )
 

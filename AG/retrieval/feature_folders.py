@@ -221,8 +221,8 @@ def stored_features(
         source = told.get("source") or {}
         named = source.get("dataset") or source.get("database") or "others"
         raise InputError(
-            f"{store.folder} has features of other photos ({named}), or of photos, boxes or "
-            f"positives that have changed since; extract those of {photos.folder}"
+            f"{store.folder} has features of other photos ({named}), or photos, boxes or positives "
+            f"changed since it was made; extract those of {photos.folder}"
         )
     features = features_of_set(photos, store)
     _refuse_missing(features, [] if heads is None else missing_of(features, heads))

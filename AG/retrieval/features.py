@@ -307,8 +307,8 @@ def _as_stored(photo: str, features: LocalFeatures) -> LocalFeatures:
             fields[name] = None if rows is None else np.array(rows, kind)
     if not np.isfinite(fields["descriptors"]).all():
         raise InputError(
-            f"{photo}: its descriptors are not finite or too large for 16 bits; check the "
-            "weights that made them"
+            f"{photo}: its descriptors have NaN or infinite values, or are too large for 16 bits; "
+            "check the weights that made them"
         )
     return LocalFeatures(**fields, image_size=features.image_size, unit=features.unit)
 

@@ -126,9 +126,9 @@ def _checked(query: np.ndarray, database: np.ndarray) -> tuple[np.ndarray, np.nd
     query = np.ascontiguousarray(query, dtype=np.float64)
     database = np.ascontiguousarray(database, dtype=np.float64)
     if query.shape != database.shape or query.shape != (len(query), 2):
-        raise InputError(f"matched points must be (M, 2) twice: {query.shape}, {database.shape}")
+        raise InputError(f"matched points {query.shape} and {database.shape}: expected (M, 2) both")
     if not (np.isfinite(query).all() and np.isfinite(database).all()):
-        raise InputError("keypoints hold values that are not finite: extract them again")
+        raise InputError("keypoints have NaN or infinite values: extract them again")
     return query, database
 
 

@@ -95,7 +95,7 @@ def _scaled(descriptors: np.ndarray, config: MatchConfig) -> np.ndarray:
     """
     largest = np.abs(descriptors).max(initial=0)
     if not np.isfinite(largest):
-        raise InputError("descriptors hold values that are not finite: extract them again")
+        raise InputError("descriptors have NaN or infinite values: extract them again")
     if config.precision == "float32":
         return descriptors
     scale = _INT8_MAX / largest if largest > 0 else 1.0

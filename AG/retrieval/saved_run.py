@@ -55,7 +55,7 @@ def check_unchanged(
         )
     if photos.fingerprint() != protocol.fingerprint:
         raise InputError(
-            f"{folder}: the photos or positives in {photos.folder} have changed since: {REMEDY}"
+            f"{folder}: the photos or positives in {photos.folder} changed since this run: {REMEDY}"
         )
 
 

@@ -73,7 +73,7 @@ def _checked(descriptors: np.ndarray, what: str) -> np.ndarray:
     finite = np.isfinite(np.einsum("nd,nd->n", descriptors, descriptors))
     if not finite.all():
         raise InputError(
-            f"{(~finite).sum()} of {len(finite)} {what} descriptors hold values that are not "
-            f"finite (the first in row {finite.argmin()}); check the weights that made them"
+            f"{(~finite).sum()} of {len(finite)} {what} descriptors have NaN or infinite values "
+            f"(the first in row {finite.argmin()}); check the weights that made them"
         )
     return descriptors

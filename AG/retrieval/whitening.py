@@ -61,7 +61,9 @@ def learn_whitening(
         raise InputError("a whitening cannot be learned without matching pairs")
     samples = descriptors.astype(np.float64)
     if not np.isfinite(samples).all():
-        raise InputError("descriptors are not finite; check the weights that made them")
+        raise InputError(
+            "descriptors have NaN or infinite values; check the weights that made them"
+        )
     mean = samples[queries].mean(axis=0)
     differences = samples[queries] - samples[positives]
     inverse = np.linalg.inv(_cholesky(differences.T @ differences / len(differences)))

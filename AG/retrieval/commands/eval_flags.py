@@ -67,7 +67,9 @@ def check_weights_suffice(
     if network.head != "gem":  # GeM alone has one weight, its power, 3 where nothing was trained
         remedies["global_head"] = "--head gem needs none"
     if with_local:
-        remedies["attention"] = "use --attention norm, or --no_rerank"
+        remedies["attention"] = (
+            "--attention norm scores keypoints by the norm of the activation; or --no_rerank"
+        )
         remedies["autoencoder"] = "leave out --reduction, or use --no_rerank"
     needed = [f"{part} ({remedies[part]})" for part in loaded.missing if part in remedies]
     if needed:

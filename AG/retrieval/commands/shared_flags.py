@@ -60,8 +60,8 @@ class PlaceFlags(Config, group="Data"):
 
     dataset_folder: Path | None = setting(
         None,
-        "data set with those that are used of train, val/{database,queries}, "
-        "test/{database,queries}; to test on, also one with jpg and gnd_NAME.pkl, as roxford5k",
+        "folder with train/, val/ and test/; only the splits that a command uses must exist. "
+        "To test on, also a folder with jpg/ and gnd_NAME.pkl, as roxford5k",
     )
     train_set_folder: Path | None = setting(None, "its train split, if it lies elsewhere")
     val_set_folder: Path | None = setting(None, "its val split, if it lies elsewhere")
@@ -203,7 +203,7 @@ class PhotoSetFlags(PlaceFlags, group="Data"):
     database_folder: Path | None = setting(None, "any folder of photos to search")
     queries_folder: Path | None = setting(None, "any folder of photos to search with")
     positives_file: Path | None = setting(
-        None, "right answers of two folders, as .csv or .json", "FILE", flag="positives"
+        None, "right answers of two folders, as .csv, .json or .npy", "FILE", flag="positives"
     )
     labels: bool = setting(True, "there are no right answers: predictions only, no figures")
     keep_self: bool = setting(

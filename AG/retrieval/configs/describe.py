@@ -26,8 +26,8 @@ PRECISION = "arithmetic of the network; bf16 and fp16 are mixed precision"
 GLOBAL_SCALES = "scales of a photo at which its global descriptor is taken; the mean is used"
 LOCAL_SCALES = "scales of a photo at which its local features are taken"
 ATTENTION = (
-    "how strong a local feature is. learned: by the trained attention; norm: by the L2 norm of the "
-    "activation, for networks whose attention nobody trained"
+    "how keypoints are scored. learned: by the trained attention; norm: by the norm of the "
+    "activation, for networks that have no trained attention"
 )
 
 

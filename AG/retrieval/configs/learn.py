@@ -33,7 +33,13 @@ class GroupConfig(Config, group="Classes"):
         30, "directions of one class lie in this angle", "DEGREES", least=1, most=360
     )
     N: int = setting(5, "classes of one group lie this many cells apart", "CELLS", least=1)
-    L: int = setting(2, "and look this many times --alpha apart", "ANGLES", least=1)
+    L: int = setting(
+        2,
+        "classes of one group look the same way, or differ in heading by at least L x --alpha "
+        "degrees",
+        "L",
+        least=1,
+    )
     groups_num: int = setting(
         8, "groups of classes to train (1 for SF-XS and the toy city)", least=1
     )

@@ -273,7 +273,9 @@ class ScoreConfig(Config, group="Visual words"):
     )
     power: float = setting(3.0, "exponent of --weight power")
     burst: bool = setting(
-        True, "let several features of a photo that match one query feature all count in full"
+        True,
+        "do not down-weight repeated matches: several features of a photo that match one query "
+        "feature then all count in full",
     )
     nodes: Nodes = setting("leaves", "words are the leaves of the tree, or all its nodes")
     norm: Norm = setting(

@@ -204,7 +204,7 @@ def checked_rows(source: Path, rows: Any, num_images: int) -> np.ndarray:
 
 
 def _rows_by_name(names: Sequence[str]) -> dict[str, int | None]:
-    """The row of each name and of each bare file name; None for a file name borne by several."""
+    """The row of each name and of each bare file name; None for a name that several files have."""
     rows: dict[str, int | None] = {}
     for row, name in enumerate(names):
         bare = os.path.basename(name)
@@ -215,10 +215,10 @@ def _rows_by_name(names: Sequence[str]) -> dict[str, int | None]:
 def _row(rows: Mapping[str, int | None], name: str, source: Path, where: str) -> int:
     row = rows.get(name)
     if row is None:
-        problem = "is borne by several files" if name in rows else "is unknown"
+        problem = "several files have this name" if name in rows else "no file has this name"
         raise InputError(
-            f"{source}: {name!r} {problem} in the {where}; expected the path of an image, relative "
-            "to its folder"
+            f"{source}: {name!r}: {problem} in the {where}; expected the path of an image, "
+            "relative to its folder"
         )
     return row
 

@@ -68,8 +68,8 @@ def _checked(source: Path, content: Mapping[str, Any], folder: Path) -> SfmPairs
     rows = np.concatenate([queries, positives])
     if queries.shape != positives.shape or clusters.shape != (len(cids),):
         raise InputError(
-            f"{source}: {len(queries)} queries, {len(positives)} positives; {len(cids)} images, "
-            f"{len(clusters)} clusters: each pair should be equally many"
+            f"{source}: two lists of different length: {len(queries)} qidxs and {len(positives)} "
+            f"pidxs, or {len(cids)} cids and {len(clusters)} cluster"
         )
     if len(rows) == 0 or rows.min() < 0 or rows.max() >= len(cids):
         raise InputError(f"{source}: its pairs must be rows of its {len(cids)} images")

@@ -98,7 +98,7 @@ def load_parts(network: nn.Module, weights: Weights, flags: Sequence[str]) -> Pa
     broken = [key for key, tensor in weights.state.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise InputError(
-            f"{weights.path}: weights that are no finite numbers: {first_of(broken)}; take a "
+            f"{weights.path}: NaN or infinite values in {first_of(broken)}; take a "
             "checkpoint of before the training went wrong"
         )
     network.load_state_dict({**own, **weights.state})

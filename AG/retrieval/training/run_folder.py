@@ -51,8 +51,8 @@ class RunFolder:
         """The folder of an unfinished run of the same settings below ``root``, else a new one.
 
         A folder in which another process is at work is left alone, and one whose settings are
-        damaged is passed by with a warning. Where all that differs is the ground, as
-        photos that were replaced, what has changed is said.
+        damaged is passed by with a warning. Where photos, weights or settings have changed since a
+        run started, what has changed is said.
         """
         wanted = json.loads(json.dumps(settings))
         for file in sorted(root.glob("*/settings.json"), reverse=True):
@@ -67,7 +67,8 @@ class RunFolder:
                 continue
             if changed := _changes(found, wanted):
                 log.warning(
-                    "%s is unfinished, but since it began there have changed: %s. A new run begins",
+                    "%s is unfinished, but photos, weights or settings changed since this run "
+                    "started: %s. A new run starts",
                     file.parent,
                     "; ".join(changed),
                 )
@@ -80,7 +81,8 @@ class RunFolder:
     def at(cls, path: Path, settings: Mapping[str, Any], ground: Mapping[str, Any]) -> "RunFolder":
         """The folder ``path``.
 
-        InputError where another process is at work in it, or what lies there began on other ground.
+        InputError where another process is at work in it, or where photos, weights or settings have
+        changed since the run there started.
         """
         settings = {**settings, "ground": ground}
         try:
@@ -89,13 +91,13 @@ class RunFolder:
             raise InputError(f"{path}: another process is training there") from error
         try:
             began_with = read_json(path / "settings.json")
-        except (OSError, ValueError):  # damaged: nothing is known of its ground
+        except (OSError, ValueError):  # damaged: nobody knows what it started from
             return folder
         if changed := _changes(began_with, settings):
             folder.close()
             raise InputError(
-                f"{path}: since this training began there have changed: {'; '.join(changed)}. "
-                "Undo that, or begin in another folder"
+                f"{path}: photos, weights or settings changed since this run started: "
+                f"{'; '.join(changed)}. Undo that, or start in another folder"
             )
         return folder
 
@@ -121,7 +123,7 @@ class RunFolder:
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs in the grounds of two settings, in words; nothing where one is not known."""
+    """What differs in the ``ground`` of two settings, in words; nothing where one has none."""
     old, new = before.get("ground"), now.get("ground")
     if not isinstance(old, dict) or not isinstance(new, dict):
         return []
