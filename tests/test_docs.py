@@ -70,6 +70,7 @@ SMALLER = {
     r"-m example\.": "--epochs 1 --num_workers 0 --precision fp32",
     r"-m example\.(finetuning|attention)": "--test_freq 0",
     r"-m example\.finetuning": "--pretrained delf.pth --backbone resnet18",
+    r"-m example\.finetuning .*gem\.pth\.tar": "--pretrained gem.pth.tar --epochs 0 --test_freq 1",
     r"benchmarks/extraction\.py": "--backbone resnet18 --images 2 --size 64 --batch 2 --rounds 1",
     r"benchmarks/inverted_file\.py": "--images 1000 --queries 1",
     r"benchmarks/matching_and_verification\.py": "--pairs 4 --slow_pairs 2 --dim 8",
@@ -164,6 +165,17 @@ def write_cosplace(path: Path) -> None:
     )
 
 
+def write_cirtorch(path: Path) -> None:
+    """Random weights of a ResNet-18 with GeM as cirtorch saves them, with a whitening."""
+    layers = list(torchvision.models.resnet18(weights=None).children())[:-2]
+    state = torch.nn.Sequential(*layers).state_dict()
+    state = {f"features.{name}": tensor for name, tensor in state.items()}
+    whitening = {"m": np.zeros((512, 1)), "P": np.eye(512)}
+    meta = {"architecture": "resnet18", "pooling": "gem"}
+    meta["Lw"] = {"retrieval-SfM-120k": {"ss": whitening, "ms": whitening}}
+    torch.save({"meta": meta, "state_dict": state | {"pool.p": torch.tensor([2.9])}}, path)
+
+
 def write_folders(folder: Path, database: str, queries: str, names: list[str]) -> None:
     for first, kind in enumerate((database, queries)):
         for i, name in enumerate(names):
@@ -183,6 +195,7 @@ def workplace(tmp_path_factory):
     checkpoint.save_model("best_model.pth", Delg(config, "none"))
     checkpoint.save_model("delf.pth", Delf(DelfConfig("resnet18"), "none"))
     write_cosplace(Path("cosplace.pth"))
+    write_cirtorch(Path("gem.pth.tar"))
     # What `make demo` and `make demo-delf` leave.
     run(f"python3 AG/make_toy_city.py cache/toy_city {CITY}".split())
     run(f"python3 AG/make_toy_sfm.py cache/toy_sfm {TOWN}".split())
