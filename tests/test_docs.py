@@ -171,8 +171,8 @@ def write_cirtorch(path: Path) -> None:
     state = torch.nn.Sequential(*layers).state_dict()
     state = {f"features.{name}": tensor for name, tensor in state.items()}
     whitening = {"m": np.zeros((512, 1)), "P": np.eye(512)}
-    meta = {"architecture": "resnet18", "pooling": "gem"}
-    meta["Lw"] = {"retrieval-SfM-120k": {"ss": whitening, "ms": whitening}}
+    learned = {"retrieval-SfM-120k": {"ss": whitening, "ms": whitening}}
+    meta = {"architecture": "resnet18", "pooling": "gem", "Lw": learned}
     torch.save({"meta": meta, "state_dict": state | {"pool.p": torch.tensor([2.9])}}, path)
 
 
