@@ -275,8 +275,12 @@ def test_command_line_can_be_typed_and_a_notebook_has_none(monkeypatch):
     monkeypatch.delattr(main, "__file__", raising=False)
     assert evaluation.command_line() == ""
     monkeypatch.setattr(main, "__file__", "AG/eval.py", raising=False)
-    monkeypatch.setattr("sys.argv", ["AG/eval.py", "--dataset_folder", "my photos"])
+    words = ["AG/eval.py", "--dataset_folder", "my photos"]
+    monkeypatch.setattr("sys.orig_argv", ["/usr/bin/python3", *words])
     assert evaluation.command_line() == "python3 AG/eval.py --dataset_folder 'my photos'"
+    monkeypatch.setattr("sys.orig_argv", ["python3", "-m", "voc_tree.main", "trees"])
+    monkeypatch.setattr("sys.argv", ["/home/AG/voc_tree/main.py", "trees"])
+    assert evaluation.command_line() == "python3 -m voc_tree.main trees"
 
 
 def test_a_comparison_names_the_queries_whose_first_positive_moved():

@@ -262,6 +262,19 @@ def test_tuples_of_one_batch_share_a_step(tmp_path, data):
     assert trained != 3.0
 
 
+def test_the_loss_of_a_smaller_last_batch_is_a_mean_too(tmp_path, data):
+    means = {}
+    for size in (1, 1000):
+        folder = tmp_path / str(size)
+        line = flags(data, epochs=1, batch_size=size, update_every=1000, precision="fp32")
+        finetuning.main([str(folder), *line])
+        (losses,) = folder.glob("*/losses.csv")
+        rows = [float(line.split(",")[2]) for line in losses.read_text().splitlines()[1:]]
+        means[size] = np.mean(rows)
+    assert len(rows) == 1
+    assert means[1000] == pytest.approx(means[1], rel=1e-4)
+
+
 def as_process(folder, words):
     """Run ``python3 words`` as a user does; what it printed."""
     path = str(Path(finetuning.__file__).parents[1])

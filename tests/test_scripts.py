@@ -84,6 +84,7 @@ def trained(workplace):
 def test_training_writes_its_run_folder(trained):
     names = {path.name for path in trained.iterdir()}
     assert {"settings.json", "info.log", "losses.csv", "best_model.pth", "finished"} <= names
+    assert "weights: " in (trained / "info.log").read_text()  # said before there was a folder
     assert any(name.startswith("events.out.tfevents") for name in names)
     with (trained / "losses.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -95,7 +95,8 @@ def train_epoch(
             loss = course.loss(images)
             trainer.backward(loss)
             own_loss += float(loss.detach())
-        mean = sum(trainer.world.gather(own_loss)) / tune.batch_size
+        gathered = trainer.world.gather((own_loss, len(tuples)))  # a last batch may be smaller
+        mean = sum(loss for loss, _ in gathered) / max(sum(count for _, count in gathered), 1)
         trainer.note({"total": mean})
         done = trainer.step + 1
         if done % print_freq == 0 or done == last:

@@ -11,9 +11,12 @@ import glob
 import hashlib
 import io
 import json
+import logging
+import logging.handlers
 import lzma
 import os
 import platform
+import re
 import shlex
 import struct
 import sys
@@ -29,6 +32,8 @@ import filelock
 import numpy as np
 
 from retrieval.errors import InputError
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 # What the libraries raise for an archive that is missing, cut short, changed, encrypted, or packed
 # in a way that they do not know.
@@ -167,8 +172,33 @@ def command_line() -> str:
     """The command that this process was started by, as it can be typed; empty in a notebook."""
     if not hasattr(sys.modules["__main__"], "__file__"):
         return ""
-    script, *words = sys.argv or [""]
-    return shlex.join(["python3", script, *words])
+    return shlex.join(["python3", *sys.orig_argv[1:]])  # sys.argv has a path for -m MODULE
+
+
+def keep_log(folder: Path) -> logging.Handler:
+    """Write what this process has logged, and will, to info.log in a folder."""
+    file = logging.FileHandler(folder / "info.log", encoding="utf-8")
+    file.setFormatter(PlainText("%(asctime)s %(message)s"))
+    root = logging.getLogger()
+    for kept in [each for each in root.handlers if type(each) is logging.handlers.MemoryHandler]:
+        kept.setTarget(file)
+        kept.close()
+        root.removeHandler(kept)
+    root.addHandler(file)
+    return file
+
+
+class PlainText(logging.Formatter):
+    """Lines in which what would steer a terminal is written out: names may hold anything."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line of a record."""
+        return without_escapes(super().format(record))
+
+
+def without_escapes(text: str) -> str:
+    """The text with its control characters, but for ends of lines and tabs, as ``\\x1b``."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     asked = tree_flags.read_grid(__doc__, argv)
     words = rows_in_words(asked.rows, asked.vary)
     rows_asked = [(each, tree_flags.read_row(each)) for each in words]  # all, before any work
-    script.keep_log(asked.directory)
+    script.begin(asked.directory)
     for dataset in sets_of(rows_asked[0][1].root, asked.test_datasets):
         name = dataset or "store"
         found: list[tuple[str, Evaluation, Step]] = []

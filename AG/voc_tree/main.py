@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     for photos, _ in sets:
         check_own(asked.directory / photos.name, photos)
-    script.keep_log(asked.directory)
+    script.begin(asked.directory)
     lines: list[str] = []
     for photos, features in sets:
         folder = asked.directory / photos.name

@@ -5,19 +5,23 @@ import io
 import logging
 import logging.handlers
 import os
-import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from retrieval.errors import InputError, Stopped, WorkerDied, tells_of_dead_worker
-from retrieval.files import command_line, new_folder, write_atomically
+from retrieval.files import (
+    PlainText,
+    command_line,
+    keep_log,
+    new_folder,
+    without_escapes,
+    write_atomically,
+)
 
 CACHE = Path("cache")
 LOGS = Path("logs")
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 # Lines of the log that are kept until there is a run folder to write them to.
 _MOST_LINES = 10_000
@@ -45,23 +49,14 @@ def run(main: Callable[[], object]) -> None:
 def open_run(root: Path) -> Path:
     """A new run folder below ``root``, in which the process's log is kept."""
     folder = new_folder(root)
-    keep_log(folder)
+    begin(folder)
     return folder
 
 
-def keep_log(folder: Path) -> None:
-    """Write what this process has logged, and will, to info.log, and its command to command.txt."""
-    folder.mkdir(parents=True, exist_ok=True)
+def begin(folder: Path) -> None:
+    """Keep the process's command and log in a folder."""
     write_atomically(folder / "command.txt", command_line() + "\n")
-    file = logging.FileHandler(folder / "info.log", encoding="utf-8")
-    file.setFormatter(PlainText("%(asctime)s %(message)s"))
-    root_log = logging.getLogger()
-    for kept in [each for each in root_log.handlers if type(each).__name__ == "MemoryHandler"]:
-        assert isinstance(kept, logging.handlers.MemoryHandler)
-        kept.setTarget(file)
-        kept.close()
-        root_log.removeHandler(kept)
-    root_log.addHandler(file)
+    keep_log(folder)
 
 
 def _status_of(work: Callable[[], object]) -> int:
@@ -93,19 +88,6 @@ def _status_of(work: Callable[[], object]) -> int:
 def _say(message: str, status: int) -> int:
     print(without_escapes(message), file=sys.stderr)
     return status
-
-
-class PlainText(logging.Formatter):
-    """Lines in which what would steer a terminal is written out: names may hold anything."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The line of a record."""
-        return without_escapes(super().format(record))
-
-
-def without_escapes(text: str) -> str:
-    """The text with its control characters, but for ends of lines and tabs, as ``\\x1b``."""
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def keep_freed_memory() -> None:

@@ -4,8 +4,6 @@ import contextlib
 import csv
 import json
 import logging
-import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from retrieval.configs.learn import BEST_MODEL
 from retrieval.errors import InputError
-from retrieval.files import new_folder, read_json, write_atomically
+from retrieval.files import command_line, keep_log, new_folder, read_json, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +39,8 @@ class RunFolder:
             text = json.dumps(settings, indent=2, sort_keys=True, default=str)
             write_atomically(settings_file, text)
         with (path / "command.txt").open("a") as commands:
-            commands.write(shlex.join(["python3", *sys.orig_argv[1:]]) + "\n")
-        self._log_file = logging.FileHandler(path / "info.log")
-        self._log_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        logging.getLogger().addHandler(self._log_file)
+            commands.write(command_line() + "\n")
+        self._log_file = keep_log(path)
 
     @classmethod
     def open(cls, root: Path, settings: Mapping[str, Any]) -> "RunFolder":
