@@ -29,6 +29,7 @@ from retrieval.drawing import curves, figures, looks
 from retrieval.drawing.looks import DescribedPhoto
 from retrieval.errors import InputError
 from retrieval.evaluation import Evaluation
+from retrieval.extraction import describe
 from retrieval.networks.create import create
 from retrieval.networks.delg import Delg
 
@@ -84,7 +85,7 @@ def of_photos(
     if picture == "attention":
         return looks.attention(network, paths[0], extract, count)
     query, database = (
-        DescribedPhoto(path, looks.features_of(network, path, extract)) for path in paths
+        DescribedPhoto(path, describe(network, path, extract).features) for path in paths
     )
     return looks.matches(query, database, geometry)
 

@@ -20,6 +20,7 @@ from retrieval.drawing import figures, looks, pictures
 from retrieval.drawing.looks import DescribedPhoto
 from retrieval.drawing.palette import RIGHT, WRONG
 from retrieval.errors import InputError
+from retrieval.extraction import describe
 from retrieval.features import LocalFeatures
 from retrieval.networks.delg import Delg
 
@@ -107,7 +108,7 @@ def test_keypoints_lie_on_the_photo_turned_upright(model, tmp_path, orientation)
     ]
     first, second = (looks.attention(model, path, EXTRACT, 9) for path in paths)
     np.testing.assert_array_equal(picture_of(first), picture_of(second))
-    best = [looks.features_of(model, path, EXTRACT).keypoints[:9] for path in paths]
+    best = [describe(model, path, EXTRACT).features.keypoints[:9] for path in paths]
     np.testing.assert_array_equal(*best)
 
 
@@ -255,7 +256,7 @@ def test_a_network_sees_the_box_alone(model, photo):
     path, box = photo("a.png", (320, 240)), (64, 80, 256, 200)
     for cells in (
         looks.every_cell(model, path, EXTRACT, box),
-        looks.features_of(model, path, EXTRACT, box),
+        describe(model, path, EXTRACT, box).features,
     ):
         x, y = cells.keypoints.T
         assert (x >= 63.5).all()

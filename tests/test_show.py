@@ -1,5 +1,6 @@
 """show.py, from photos with a network and from a run of eval.py without."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,9 @@ def workplace(tmp_path_factory):
     Image.new("RGB", (128, 96)).save(folder / "set/database/@900@0@.png")
     (folder / "set.png").mkdir()
     (folder / "set" / "a.png").touch()
+    whole = io.BytesIO()
+    scene.save(whole, "JPEG")
+    (folder / "set" / "cut.jpg").write_bytes(whole.getvalue()[:-200])
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         eval_script.main(f"--test_set_folder set {FLAGS} --top_k 1 --floor 0".split())
@@ -122,6 +126,8 @@ def test_recalls_are_those_of_the_metric():
         ("rerank --run logs --query 0", "no run folder of eval.py"),
         (f"rerank --run RUN --query 0 {NETWORK}", "no weights"),
         ("attention --query a.png", "which weights"),
+        (f"attention {NETWORK} --query set/cut.jpg", "set/cut.jpg"),
+        (f"attention {NETWORK} --query set/a.png --skip_bad_images", "--skip_bad_images"),
         (
             "attention --run RUN --query 0 --backbone resnet18 --fc_output_dim 8 --attention norm "
             "--pretrained none",

@@ -19,8 +19,9 @@ from retrieval import devices, progress
 from retrieval.configs.describe import ExtractConfig
 from retrieval.configs.run import Resources
 from retrieval.data import images
+from retrieval.data.images import Box
 from retrieval.data.loading import load
-from retrieval.data.photo_sets import Photo, as_photos, contents
+from retrieval.data.photo_sets import Photo, contents
 from retrieval.errors import InputError
 from retrieval.features import FeatureStore, LocalFeatures
 from retrieval.networks.interface import GlobalNetwork, Network
@@ -59,17 +60,21 @@ class _Photos(Dataset):
         self._plans, self._most_pixels = plans, most_pixels
 
     def __getitem__(self, row: int) -> tuple[int, torch.Tensor | str]:
-        path, full, box, target = self._plans[row]
-        whole = box == (0, 0, *full)
         try:
-            pixels = images.read_image(path, max(target) if whole else None, self._most_pixels)
+            return row, _read(self._plans[row], self._most_pixels)
         except images.ImageError as error:
             return row, str(error)
-        if not whole:
-            pixels = images.crop(pixels, box)
-        if pixels.shape[1::-1] != target:
-            pixels = images.resize(pixels, target)
-        return row, torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _read(plan: _Plan, most_pixels: int) -> torch.Tensor:
+    """What a plan asks for, (3, H, W) uint8; ImageError if the image cannot be decoded."""
+    whole = plan.box == (0, 0, *plan.full)
+    pixels = images.read_image(plan.path, max(plan.target) if whole else None, most_pixels)
+    if not whole:
+        pixels = images.crop(pixels, plan.box)
+    if pixels.shape[1::-1] != plan.target:
+        pixels = images.resize(pixels, plan.target)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def _plan(photo: Photo, config: ExtractConfig) -> _Plan:
@@ -152,7 +157,6 @@ def global_descriptors(
     for batch in load_batches(photos, config, resources):
         for part, found in in_memory(batch, lambda part: _descriptors_of(model, part, config)):
             result[part.rows] = found
-            _check(found.any(axis=1) & np.isfinite(found).all(axis=1), part, "descriptor")
     return result
 
 
@@ -163,7 +167,9 @@ def _descriptors_of(model: GlobalNetwork, batch: Batch, config: ExtractConfig) -
     for scale in config.scales:
         with devices.autocast(device, config.precision):
             mean += model.global_descriptors(_scaled(pixels, scale)).float()
-    return l2_normalize(mean).cpu().numpy()
+    found = l2_normalize(mean).cpu().numpy()
+    _check(found.any(axis=1) & np.isfinite(found).all(axis=1), batch, "descriptor")
+    return found
 
 
 def in_memory(batch: Batch, describe: Callable[[Batch], Result]) -> Iterator[tuple[Batch, Result]]:
@@ -209,14 +215,23 @@ class Description(NamedTuple):
 
 @torch.inference_mode()
 def describe(
-    network: Network, path: str | Path, config: ExtractConfig | None = None
+    network: Network, path: str | Path, config: ExtractConfig | None = None, box: Box | None = None
 ) -> Description:
-    """The global descriptor and the local features of one photo; ImageError if it is unreadable."""
-    config, resources = config or ExtractConfig(), Resources(num_workers=0)
-    photos = as_photos([Path(path)])
-    descriptor = global_descriptors(network, photos, config, resources)[0]
-    (batch,) = load_batches(photos, config, resources)
-    return Description(descriptor, local_features_of_batch(network, batch, config)[0])
+    """The global descriptor and the local features of one photo, or of its ``box``.
+
+    ImageError if it is unreadable.
+    """
+    network.eval()
+    setting = config or ExtractConfig()
+    plan = _plan(Photo(Path(path), str(path), box), setting)
+    alone = Batch([plan], [0], _read(plan, setting.max_pixels)[None])
+
+    def both(batch: Batch) -> Description:
+        descriptor = _descriptors_of(network, batch, setting)[0]
+        return Description(descriptor, local_features_of_batch(network, batch, setting)[0])
+
+    ((_, found),) = in_memory(alone, both)
+    return found
 
 
 class _Cells(NamedTuple):

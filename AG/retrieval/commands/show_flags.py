@@ -22,6 +22,8 @@ _NEEDED = {
     "losses": (),
 }
 _ENDINGS = (".png", ".jpg", ".jpeg")
+# A photo that was named must be readable; one or two are described, by this process.
+_NOT_HERE = ("rerank", "skip_bad_images", "num_workers", "infer_batch_size", "threads")
 _OF_A_RUN = ("rerank", "positives", "recalls", "losses")
 
 
@@ -106,7 +108,7 @@ class ShowOptions(shared.NetworkFlags, shared.ResizeFlags, shared.ResourceFlags,
 def read_show(description: str | None, argv: Sequence[str] | None) -> ShowOptions:
     """Read the command line of show.py; InputError for a picture whose photos are not named."""
     parser = Parser(description)
-    parser.add(ShowOptions, but=("rerank", "num_workers", "infer_batch_size", "threads"))
+    parser.add(ShowOptions, but=_NOT_HERE)
     parser.add(DelgConfig, but=("train_all_layers",))
     parser.add(MatchConfig)
     parser.add(VerifyConfig)

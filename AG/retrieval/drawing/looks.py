@@ -8,18 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from retrieval import extraction, metrics
+from retrieval import metrics
 from retrieval.configs.describe import ExtractConfig
 from retrieval.configs.rank import Geometry
-from retrieval.configs.run import Resources
-from retrieval.data import photo_sets, places
+from retrieval.data import places
 from retrieval.data.images import Box
 from retrieval.data.photo_sets import PhotoSet
 from retrieval.drawing import figures, pictures
@@ -27,6 +25,7 @@ from retrieval.drawing.figures import Prediction
 from retrieval.drawing.palette import RIGHT, WRONG
 from retrieval.errors import InputError
 from retrieval.evaluation import Evaluation
+from retrieval.extraction import describe
 from retrieval.features import LocalFeatures
 from retrieval.metrics import rank_of
 from retrieval.networks.interface import Network
@@ -44,17 +43,6 @@ class DescribedPhoto:
     features: LocalFeatures
 
 
-@torch.inference_mode()
-def features_of(
-    model: Network, path: Path, config: ExtractConfig, box: Box | None = None
-) -> LocalFeatures:
-    """The local features of one photo, or of its ``box``; ImageError if it cannot be read."""
-    model.eval()
-    photo = photo_sets.Photo(path, str(path), box)
-    (batch,) = extraction.load_batches([photo], config, Resources(num_workers=0))
-    return extraction.local_features_of_batch(model, batch, config)[0]
-
-
 def attention(
     model: Network, path: Path, config: ExtractConfig, count: int = 20, box: Box | None = None
 ) -> Figure:
@@ -62,7 +50,7 @@ def attention(
 
     box: the part that the network sees, as of a query of Oxford or Paris; None: all.
     """
-    best = features_of(model, path, config, box).strongest(count)
+    best = describe(model, path, config, box).features.strongest(count)
     return _attention(path, every_cell(model, path, config, box), best)
 
 
@@ -71,7 +59,7 @@ def every_cell(
 ) -> LocalFeatures:
     """Features of all cells of the attention map at scale 1, whatever their scores."""
     dense = replace(config, local_scales=(1.0,), max_features=10**6, min_score=0.0)
-    return features_of(model, path, dense, box)
+    return describe(model, path, dense, box).features
 
 
 def stored_attention(photo: DescribedPhoto, count: int = 20) -> Figure:
