@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from retrieval.configs.rank import TreeConfig
+from retrieval.configs.rank import ScoreConfig, TreeConfig
 from retrieval.errors import InputError
 from voc_tree import hamming
 from voc_tree.inverted_file import make_segment
@@ -79,8 +79,10 @@ def test_aggregation_sums_the_offsets_of_a_word():
 
 
 def test_weights():
-    soft, hard = hamming.soft_weights(64, 16, 24), hamming.hard_weights(64, 20)
-    power = hamming.power_weights(64, 3, 64)
+    soft, hard, power = (
+        hamming.distance_weights(ScoreConfig(weight=weight, ht=most))
+        for weight, most in (("soft", 24), ("hard", 20), ("power", 64))
+    )
     for h in range(65):
         assert soft[h] == pytest.approx(np.exp(-h * h / 256) if h <= 24 else 0)
         assert hard[h] == (h <= 20)

@@ -327,21 +327,35 @@ def extract_local_features(
     projection: Projection | None,
     resources: Resources,
 ) -> None:
-    """Put the local features of all photos into ``store``; those that are there are kept.
+    """`fill_store` with the local features of a network."""
+    model.eval()
+    fill_store(
+        store,
+        photos,
+        config,
+        resources,
+        lambda batch: local_features_of_batch(model, batch, config, projection),
+    )
+
+
+def fill_store(
+    store: FeatureStore,
+    photos: Sequence[Photo],
+    config: ExtractConfig,
+    resources: Resources,
+    describe: Callable[[Batch], list[LocalFeatures]],
+) -> None:
+    """Put what ``describe`` makes of all photos into ``store``; those that are there are kept.
 
     Photos that are skipped get no features, but their place.
     """
-    model.eval()
     missing = [photo for photo in photos if photo.name not in store]
     described = contents(missing)  # before they are read: what changes meanwhile is read again
     progress.advance(len(photos) - len(missing))
     skipped = set(range(len(missing)))
     with store.writer() as writer:
         for batch in load_batches(missing, config, resources):
-            parts = in_memory(
-                batch, lambda part: local_features_of_batch(model, part, config, projection)
-            )
-            for part, found in parts:
+            for part, found in in_memory(batch, describe):
                 skipped -= set(part.rows)
                 for row, features in zip(part.rows, found, strict=True):
                     writer.put(missing[row].name, features, described[row])

@@ -86,29 +86,18 @@ def aggregate(words: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.nd
     return distinct, np.add.reduceat(offsets[order], starts, axis=0)
 
 
-def soft_weights(bits: int, sigma: float, most: int) -> np.ndarray:
-    """(bits + 1,) float32: exp(−h²/σ²) for a distance h up to ``most``, else 0."""
-    distance = np.arange(bits + 1)
-    return np.where(distance <= most, np.exp(-((distance / sigma) ** 2)), 0).astype(np.float32)
-
-
-def hard_weights(bits: int, most: int) -> np.ndarray:
-    """(bits + 1,) float32: 1 for a distance up to ``most``, else 0 (delf_pytorch's ``ht``)."""
-    return (np.arange(bits + 1) <= most).astype(np.float32)
-
-
-def power_weights(bits: int, power: float, most: int) -> np.ndarray:
-    """(bits + 1,) float32: (1 − 2h/bits) ** power where that is positive, else 0 (ASMK*)."""
-    distance = np.arange(bits + 1)
-    similarity = np.maximum(1 - 2 * distance / bits, 0) ** power
-    return np.where(distance <= most, similarity, 0).astype(np.float32)
-
-
 def distance_weights(config: ScoreConfig) -> np.ndarray:
-    """(bits + 1,) float32: the weight of each Hamming distance that ``config`` says."""
+    """(bits + 1,) float32: the weight of each Hamming distance h; 0 beyond ``config.most``.
+
+    hard: 1 (delf_pytorch's ``ht``). soft: exp(−h²/σ²). power: (1 − 2h/bits) ** power where that is
+    positive, else 0 (ASMK*).
+    """
+    distance = np.arange(config.bits + 1)
     if config.weight == "hard":
-        return hard_weights(config.bits, config.most)
-    if config.weight == "power":
-        return power_weights(config.bits, config.power, config.most)
-    sigma = config.bits / 4 if config.sigma is None else config.sigma
-    return soft_weights(config.bits, sigma, config.most)
+        weights = np.ones(len(distance))
+    elif config.weight == "power":
+        weights = np.maximum(1 - 2 * distance / config.bits, 0) ** config.power
+    else:
+        sigma = config.bits / 4 if config.sigma is None else config.sigma
+        weights = np.exp(-((distance / sigma) ** 2))
+    return np.where(distance <= config.most, weights, 0).astype(np.float32)

@@ -26,16 +26,12 @@ class Index:
         self.embedding = embedding
         self.file = InvertedFile(len(tree))
 
-    def add(
-        self, images: Sequence[np.ndarray], words: Sequence[np.ndarray] | None = None
-    ) -> np.ndarray:
+    def add(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """Add images by their (n, d) descriptors, and return their numbers.
 
-        words: their nearest words (n,) if they are known already. Scores count the new images by
-        the idf of before, until `InvertedFile.refresh_idf`.
+        Scores count them by the idf of before, until `InvertedFile.refresh_idf`.
         """
-        if words is None:
-            words = nearest_words(self.tree, images)
+        words = nearest_words(self.tree, images)
         return self.file.add(
             [self.postings(image, each) for image, each in zip(images, words, strict=True)]
         )

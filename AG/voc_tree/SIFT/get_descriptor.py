@@ -24,8 +24,8 @@ import numpy as np
 from retrieval import progress
 from retrieval.configs.describe import ExtractConfig, SiftConfig
 from retrieval.configs.run import Resources
-from retrieval.data.photo_sets import PhotoSet, contents
-from retrieval.extraction import load_batches
+from retrieval.data.photo_sets import PhotoSet
+from retrieval.extraction import Batch, fill_store
 from retrieval.feature_folders import open_store, point_to
 from retrieval.features import FeatureStore, LocalFeatures
 from voc_tree.SIFT.sift import Sift
@@ -55,23 +55,18 @@ def extract(
     skip: photos that cannot be decoded are left out with a warning, and are no error.
     """
     store = open_store(photos, "sift", asdict(config), folder)
-    missing = [
-        photo
-        for photo in [*photos.query_photos, *photos.database_photos]
-        if photo.name not in store
-    ]
-    described = contents(missing)  # before they are read: what changes meanwhile is read again
-    sift, skipped = Sift(config), set(range(len(missing)))
+    sift, every = Sift(config), [*photos.query_photos, *photos.database_photos]
     reading = ExtractConfig("longest", config.longest_side, skip_bad_images=skip)
-    one_by_one = replace(resources, infer_batch_size=1)
-    with store.writer() as writer, progress.bar(f"SIFT of {photos.name}", len(missing)):
-        for (plan,), (row,), pixels in load_batches(missing, reading, one_by_one):
-            found = sift(np.ascontiguousarray(pixels[0].permute(1, 2, 0).numpy()))
-            features = in_photo(found, plan.box, plan.full)
-            writer.put(missing[row].name, features, described[row])
-            skipped.remove(row)
-        for row in sorted(skipped):
-            writer.put(missing[row].name, LocalFeatures.nothing(), described[row])
+
+    def describe(batch: Batch) -> list[LocalFeatures]:
+        arrays = batch.pixels.permute(0, 2, 3, 1).contiguous().numpy()
+        return [
+            in_photo(sift(pixels), plan.box, plan.full)
+            for plan, pixels in zip(batch.plans, arrays, strict=True)
+        ]
+
+    with progress.bar(f"SIFT of {photos.name}", len(every)):
+        fill_store(store, every, reading, replace(resources, infer_batch_size=1), describe)
     point_to(store)
     return store
 
