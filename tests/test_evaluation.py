@@ -79,12 +79,12 @@ def test_what_the_last_step_changed(run):
     assert run.first.figures["R@1"] == 50
     assert run.last.figures["R@1"] == 100
     comparison = run.comparison()
-    assert (comparison.metric, comparison.difference) == ("R@1", 50)
+    assert (comparison.metric, comparison.gain.difference) == ("R@1", 50)
     assert comparison.helped.tolist() == [1]
     assert len(comparison.hurt) == 0
     assert comparison.unchanged.tolist() == [0]
     assert comparison.in_words() == "R@1 +50.0 [+0.0, +100.0] (paired, 95 %)"
-    assert compare(run.truth(), "R@1", run.last, run.first).difference == -50
+    assert compare(run.truth(), "R@1", run.last, run.first).gain.difference == -50
 
 
 def test_what_is_saved_is_opened_again(run, tmp_path):

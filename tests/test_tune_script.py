@@ -114,7 +114,7 @@ def test_eval_takes_what_was_chosen(workplace, tuned, tmp_path):
     if file.parent == folder:
         best = told["test"]["best of validation"]
         assert again.last.figures["R@1"] == pytest.approx(best["figure"])
-        interval = again.comparison().low, again.comparison().high
+        interval = again.comparison().gain[1:]
         assert interval == pytest.approx(best["interval_95"])
     default = Evaluation.open(newest(workplace, "test"))
     assert default.last.figures["R@1"] == pytest.approx(told["test"]["defaults"]["figure"])

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from retrieval import progress
+from retrieval import metrics, progress
 from retrieval.commands.tune_flags import read_tuning
 from retrieval.configs.rank import MatchConfig, RerankConfig, VerifyConfig
 from retrieval.data.photo_sets import PhotoSet
@@ -198,8 +198,8 @@ def test_the_planted_setting_is_found(tmp_path):
     assert best.figure == 100.0
     before = run.first.per_query
     assert before.mean() == 0
-    gained = try_settings.gain(best, before)
-    assert gained == try_settings.Gain(100.0, 100.0, 100.0)
+    gained = metrics.paired_interval(best.per_query, before)
+    assert gained == metrics.Gain(100.0, 100.0, 100.0)
     assert try_settings.choose(best, gained) == replace(best.setting, floor=0.0)
 
 

@@ -81,7 +81,7 @@ def header(rows: Sequence[Row]) -> list[str]:
 def cells(row: Row) -> list[str]:
     """A row as texts, in the order of `header`."""
     figures = [f"{row.step.figures.get(name, np.nan):.2f}" for name in _figures(row)]
-    return [*figures, _in_words(row.to_first), _in_words(row.to_above), row.name]
+    return [*figures, *_differences(row), row.name]
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -103,8 +103,7 @@ def as_json(rows: Sequence[Row]) -> dict[str, Any]:
                 "settings": row.name,
                 "figures": dict(row.step.figures),
                 "per_query": row.step.per_query.tolist(),
-                "to_first": _in_words(row.to_first),
-                "to_row_above": _in_words(row.to_above),
+                **dict(zip(("to_first", "to_row_above"), _differences(row), strict=True)),
                 "protocol": row.run.protocol.settings,
             }
             for row in rows
@@ -118,7 +117,5 @@ def _figures(row: Row) -> list[str]:
     return list(row.step.figures)
 
 
-def _in_words(difference: Comparison | None) -> str:
-    if difference is None:
-        return ""
-    return f"{difference.difference:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}]"
+def _differences(row: Row) -> list[str]:
+    return ["" if each is None else each.gain.in_words() for each in (row.to_first, row.to_above)]

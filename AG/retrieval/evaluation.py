@@ -23,6 +23,7 @@ from retrieval.data.positives import Positives
 from retrieval.errors import InputError
 from retrieval.feature_folders import SetFeatures, source_as_json, source_from_json
 from retrieval.files import command_line, sealed, write_atomically, write_json
+from retrieval.metrics import Gain
 from retrieval.protocol import Protocol
 from retrieval.reranking import Reranking
 from retrieval.saved_run import (
@@ -76,15 +77,13 @@ class Verified:
 class Comparison:
     """A paired difference of two steps or runs on the same queries.
 
-    metric: what ``per_query`` holds. difference, low, high: in percent points, with a bootstrap
-    interval at ``level``. helped, hurt, unchanged: (n,) query rows by whether the rank of their
-    first positive fell, rose or stayed.
+    metric: what ``per_query`` holds. gain: its difference, with an interval at ``level``. helped,
+    hurt, unchanged: (n,) query rows by whether the rank of their first positive fell, rose or
+    stayed.
     """
 
     metric: str
-    difference: float
-    low: float
-    high: float
+    gain: Gain
     level: float
     helped: np.ndarray
     hurt: np.ndarray
@@ -92,10 +91,7 @@ class Comparison:
 
     def in_words(self) -> str:
         """``R@1 +35.8 [+30.8, +40.8] (paired, 95 %)``."""
-        return (
-            f"{self.metric} {self.difference:+.1f} [{self.low:+.1f}, {self.high:+.1f}] "
-            f"(paired, {100 * self.level:g} %)"
-        )
+        return f"{self.metric} {self.gain.in_words()} (paired, {100 * self.level:g} %)"
 
 
 @dataclass(frozen=True)
@@ -252,10 +248,10 @@ def compare(
     truth: Positives, metric: str, before: Step, after: Step, level: float = 0.95
 ) -> Comparison:
     """What ``after`` changed against ``before``; a query without any positive found ranks last."""
-    interval = metrics.paired_interval(after.per_query, before.per_query, level)
+    gain = metrics.paired_interval(after.per_query, before.per_query, level)
     old, new = (metrics.first_hit_rank(step.ranking.rows, truth) for step in (before, after))
     moved = (np.flatnonzero(rows) for rows in (new < old, new > old, new == old))
-    return Comparison(metric, *interval, level, *moved)
+    return Comparison(metric, gain, level, *moved)
 
 
 def verified_by(found: Reranking, config: RerankConfig) -> Verified:
@@ -282,8 +278,8 @@ def _as_json(run: Evaluation) -> dict[str, Any]:
         "comparison": comparison
         and {
             "metric": comparison.metric,
-            "difference": comparison.difference,
-            "interval_95": [comparison.low, comparison.high],
+            "difference": comparison.gain.difference,
+            "interval_95": comparison.gain[1:],
             "helped": len(comparison.helped),
             "hurt": len(comparison.hurt),
             "unchanged": len(comparison.unchanged),

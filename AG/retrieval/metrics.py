@@ -7,6 +7,7 @@ with k > K, AP and precision at k > K are lower bounds of the full ranking's.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -141,17 +142,29 @@ def evaluate_revisited(
     return figures
 
 
+class Gain(NamedTuple):
+    """A paired difference with its bootstrap interval, in percent points; nan without queries."""
+
+    difference: float
+    low: float
+    high: float
+
+    def in_words(self) -> str:
+        """``+35.8 [+30.8, +40.8]``."""
+        return f"{self.difference:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
+
+
 def paired_interval(
     after: np.ndarray,
     before: np.ndarray,
     level: float = 0.95,
     resamples: int = 10_000,
     seed: int = 0,
-) -> tuple[float, float, float]:
+) -> Gain:
     """The mean of after − before over queries, and its bootstrap interval (percentile method).
 
     after, before (Q,): a figure of each query (AP, or 100 where recall@1 hits and 0 elsewhere).
-    Queries that are nan in either are left out. Returns (mean, low, high), nan without queries.
+    Queries that are nan in either are left out.
     """
     after, before = np.asarray(after, np.float64), np.asarray(before, np.float64)
     if after.shape != before.shape or after.ndim != 1:
@@ -160,7 +173,7 @@ def paired_interval(
     differences = differences[~np.isnan(differences)]
     n = len(differences)
     if n == 0:
-        return float("nan"), float("nan"), float("nan")
+        return Gain(float("nan"), float("nan"), float("nan"))
     rng = np.random.default_rng(seed)
     means = np.empty(resamples)
     step = max(1, 2**22 // n)  # bounds the memory of the draws
@@ -168,7 +181,7 @@ def paired_interval(
         draws = rng.integers(n, size=(min(step, resamples - start), n))
         means[start : start + step] = differences[draws].mean(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(differences.mean()), float(low), float(high)
+    return Gain(float(differences.mean()), float(low), float(high))
 
 
 def _check_ks(ks: Sequence[int]) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from retrieval.configs.rank import RerankConfig
+from retrieval.metrics import Gain, paired_interval
 from retrieval.tuning import try_settings
 from retrieval.tuning.search_space import NAMES, Axes, combinations, geometries, in_words, value_of
-from retrieval.tuning.try_settings import Gain, Outcome
+from retrieval.tuning.try_settings import Outcome
 
 _SHOWN = 5
 _NO_RERANKING = "no re-ranking"
@@ -26,15 +27,15 @@ class Measured:
 
 def measured(outcome: Outcome, before: np.ndarray) -> Measured:
     """The setting against ``before``, (Q,) of the global ranking."""
-    return Measured(outcome, float(np.nanmean(before)), try_settings.gain(outcome, before))
+    gained = paired_interval(outcome.per_query, before)
+    return Measured(outcome, float(np.nanmean(before)), gained)
 
 
 def difference(metric: str, found: Measured) -> str:
     """``R@1 60.0 -> 70.0: +10.0 [+5.0, +15.0]`` …"""
-    gain = found.gain
     return (
-        f"{metric} {found.before:.1f} -> {found.outcome.figure:.1f}: {gain.difference:+.1f} "
-        f"[{gain.low:+.1f}, {gain.high:+.1f}] (paired, 95 %), {found.outcome.ms:.1f} ms a query"
+        f"{metric} {found.before:.1f} -> {found.outcome.figure:.1f}: {found.gain.in_words()} "
+        f"(paired, 95 %), {found.outcome.ms:.1f} ms a query"
     )
 
 
@@ -132,6 +133,6 @@ def _measured_json(found: Measured) -> dict[str, Any]:
         "global": found.before,
         "figure": found.outcome.figure,
         "difference": found.gain.difference,
-        "interval_95": [found.gain.low, found.gain.high],
+        "interval_95": found.gain[1:],
         "ms_per_query": found.outcome.ms,
     }

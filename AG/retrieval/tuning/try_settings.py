@@ -180,20 +180,6 @@ def check_labels(run: Evaluation) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Gain:
-    """A paired difference to the global ranking, with its 95 % interval, in percent points."""
-
-    difference: float
-    low: float
-    high: float
-
-
-def gain(outcome: Outcome, before: np.ndarray) -> Gain:
-    """What a setting adds to the first ranking, of which ``before`` (Q,) is `Step.per_query`."""
-    return Gain(*metrics.paired_interval(outcome.per_query, before))
-
-
 def best_first(outcomes: Sequence[Outcome]) -> list[Outcome]:
     """By figure; of equal ones the smaller top_k, then num_features, then in the order given.
 
@@ -207,7 +193,7 @@ def best_first(outcomes: Sequence[Outcome]) -> list[Outcome]:
     return sorted(outcomes, key=key)
 
 
-def choose(best: Outcome, gained: Gain) -> RerankConfig | None:
+def choose(best: Outcome, gained: metrics.Gain) -> RerankConfig | None:
     """The best setting; None, no re-ranking, where the interval of its gain reaches down to 0.
 
     The best of many looks better than it is on the queries that it was chosen by. This interval
