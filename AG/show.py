@@ -117,7 +117,7 @@ def of_a_query(
     shown = DescribedPhoto(photos.queries[query], local.queries[query])
     if picture == "attention":
         return looks.stored_attention(shown, count)
-    found = query_reranking.rerank_query(run, query, verified.config)
+    found = query_reranking.reranking_of(run, query)
     if picture == "rerank":
         log.info("query %d (%s): %s", query, photos.query_photos[query].shown, found.in_words())
         return looks.reranking(photos, query, found)

@@ -10,9 +10,8 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageColor
 from tests.made_up import evaluation_of, set_features
 
-from retrieval import query_reranking
 from retrieval.configs.describe import DelgConfig, ExtractConfig
-from retrieval.configs.rank import Geometry, MatchConfig, RerankConfig, VerifyConfig
+from retrieval.configs.rank import Geometry, MatchConfig, VerifyConfig
 from retrieval.data import images
 from retrieval.data.photo_sets import PhotoSet
 from retrieval.data.positives import Positives
@@ -22,7 +21,9 @@ from retrieval.drawing.palette import RIGHT, WRONG
 from retrieval.errors import InputError
 from retrieval.extraction import describe
 from retrieval.features import LocalFeatures
+from retrieval.global_search import rerank
 from retrieval.networks.delg import Delg
+from retrieval.query_reranking import reranking_of
 
 EXTRACT = ExtractConfig(precision="fp32")
 
@@ -182,12 +183,12 @@ def city(photo):
         lambda row: scene, lambda row: scene if row == 3 else others[row], photos
     )
     none = np.zeros((3, 5), int)
-    return evaluation_of(photos, {"global": ranking}, num_inliers=none, features=features)
+    run = evaluation_of(photos, {"global": ranking}, num_inliers=none, features=features)
+    return rerank(run, floor=8, verify=VerifyConfig(residual=2))
 
 
 def test_one_query_reranked(city, tmp_path):
-    strict = RerankConfig(floor=8, verify=VerifyConfig(residual=2))
-    found = query_reranking.rerank_query(city, 0, strict)
+    found = reranking_of(city, 0)
     assert found.before.tolist() == [0, 1, 2, 3, 4]
     assert found.after.tolist() == [3, 0, 1, 2, 4]
     assert found.num_inliers.tolist()[3] == 40
@@ -205,7 +206,7 @@ def test_one_query_reranked(city, tmp_path):
 
 
 def test_a_query_without_positives_is_drawn_and_says_so(city, tmp_path):
-    found = query_reranking.rerank_query(city, 1, RerankConfig(floor=0))
+    found = reranking_of(city, 1)
     assert found.in_words() == "no positives"
     figure = looks.reranking(city.photos, 1, found)
     assert figure.axes[-1].get_title() == "no positives"
@@ -215,9 +216,9 @@ def test_a_query_without_positives_is_drawn_and_says_so(city, tmp_path):
 def test_queries_that_are_not_there(city):
     for query in (-1, 3):
         with pytest.raises(InputError, match=f"query {query}: expected a number from 0 to 2"):
-            query_reranking.rerank_query(city, query, RerankConfig(floor=0))
+            reranking_of(city, query)
     with pytest.raises(InputError, match="could not be read"):
-        query_reranking.rerank_query(city, 2, RerankConfig(floor=0))
+        reranking_of(city, 2)
 
 
 def test_of_the_positives_the_one_that_looks_alike_is_shown(photo):
@@ -234,11 +235,10 @@ def test_of_the_positives_the_one_that_looks_alike_is_shown(photo):
 
 def test_junk_is_neither_right_nor_wrong_and_has_no_rank(city):
     photos = city.photos
-    truth = {"M": Positives([np.array([3])] * 3, [np.array([0, 5])] * 3)}
+    truth = {"M": Positives([np.array([3, 5])] * 3, [np.array([0])] * 3)}
     photos = replace(photos, ground_truth=truth)
-    strict = RerankConfig(floor=8, verify=VerifyConfig(residual=2))
-    found = query_reranking.rerank_query(replace(city, photos=photos), 0, strict)
-    assert found.positive_ranks.tolist() == [[3, 1]]
+    found = reranking_of(replace(city, photos=photos), 0)
+    assert found.moves() == ["positive 3: 3 → 1", "positive 5: > 5 → > 5"]
     titles = [axis.get_title() for axis in looks.reranking(photos, 0, found).axes]
     assert titles[:5] == ["before re-ranking", "junk 1 → 2", "✗ 2 → 3", "✗ 3 → 4", "✓ 4 → 1"]
 
@@ -246,7 +246,7 @@ def test_junk_is_neither_right_nor_wrong_and_has_no_rank(city):
 def test_without_labels_that_is_said(city):
     photos = city.photos
     photos = replace(photos, ground_truth={})
-    found = query_reranking.rerank_query(replace(city, photos=photos), 0, RerankConfig(floor=0))
+    found = reranking_of(replace(city, photos=photos), 0)
     assert found.in_words() == "no labels"
     assert looks.reranking(photos, 0, found).axes[-1].get_title() == "no labels"
     assert looks.positives(photos, [0]).axes[1].get_title() == "no labels"

@@ -1,17 +1,13 @@
-"""Re-ranking one query of an evaluation, to look at: where its positives stood, and stand now."""
+"""What re-ranking did to one query of an evaluation: where its positives stood, and stand now."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from retrieval import metrics, reranking
-from retrieval.configs.judge import RECALL_VALUES
-from retrieval.configs.rank import RerankConfig
+from retrieval import metrics
 from retrieval.data.positives import Positives
 from retrieval.errors import InputError
 from retrieval.evaluation import Evaluation
-from retrieval.search import Ranking
 
 
 @dataclass(frozen=True)
@@ -54,48 +50,37 @@ class QueryReranking:
         return " → ".join(str(rank) if rank <= depth else f"> {depth}" for rank in ranks.tolist())
 
 
-def rerank_query(
-    run: Evaluation, query: int, config: RerankConfig, recall_values: Sequence[int] = RECALL_VALUES
-) -> QueryReranking:
-    """Re-rank one query of an evaluation by ``config``, from its stored features.
+def reranking_of(run: Evaluation, query: int) -> QueryReranking:
+    """How the re-ranking of an evaluation went for one query.
 
-    Give a floor in ``config``: one query is too little to measure it on. Raises InputError for a
-    query that is out of range or could not be read, and for an evaluation without local features.
+    Raises InputError for a query that is out of range or could not be read, and for an evaluation
+    that was not re-ranked.
     """
-    photos = run.photos
-    _, features = run.local()
-    check_index("query", query, len(photos.queries))
-    row = slice(query, query + 1)
-    ranked = Ranking(run.first.ranking.rows[row], run.first.ranking.similarity[row])
-    if (ranked.rows < 0).all():
-        raise InputError(f"query {query} ({photos.queries[query]}) could not be read: no ranking")
-    found = reranking.rerank(ranked, features.queries[row], features.database, config)
-    truth = photos.truth
-    positives = np.empty(0, np.int64) if truth is None else truth.positives[query]
-    before, after = ranked.rows[0], found.ranking.rows[0]
-    ranks: list[list[int]] = []
+    verified, _ = run.local()
+    check_index("query", query, len(run.photos.queries))
+    before, after = (step.ranking.rows[query] for step in run.steps[:2])
+    if (before < 0).all():
+        photo = run.photos.queries[query]
+        raise InputError(f"query {query} ({photo}) could not be read: no ranking")
+    positives, ranks = np.empty(0, np.int64), []
     recalls: dict[int, tuple[float, float]] = {}
-    if truth is not None:
-        junk = truth.junk[query]
+    if run.photos.truth is not None:
+        positives, junk = run.photos.truth.positives[query], run.photos.truth.junk[query]
+        counted = [ranking[~np.isin(ranking, junk)] for ranking in (before, after)]
+        beyond = len(before) + 1
         ranks = [
-            [_rank_without(ranking, junk, right) for ranking in (before, after)]
-            for right in positives.tolist()
+            [metrics.rank_of(ranking, row) or beyond for ranking in counted]
+            for row in positives.tolist()
         ]
         alone = Positives([positives], [junk])
-        old, new = (
-            metrics.recall_at_k(ranking[None], alone, recall_values) for ranking in (before, after)
-        )
-        recalls = {n: (old[n], new[n]) for n in recall_values}
+        old, new = (metrics.recall_at_k(ranking[None], alone) for ranking in (before, after))
+        recalls = {n: (old[n], new[n]) for n in old}
     positive_ranks = np.array(ranks, np.int64).reshape(-1, 2)
-    return QueryReranking(before, after, found.num_inliers[0], positives, positive_ranks, recalls)
+    num_inliers = verified.num_inliers[query]
+    return QueryReranking(before, after, num_inliers, positives, positive_ranks, recalls)
 
 
 def check_index(what: str, index: int, count: int) -> None:
     """InputError for an index that is not in [0, count)."""
     if not 0 <= index < count:
         raise InputError(f"{what} {index}: expected a number from 0 to {count - 1}")
-
-
-def _rank_without(ranking: np.ndarray, junk: np.ndarray, row: int) -> int:
-    """The rank of a row, junk not counted; K + 1 where it is not there."""
-    return metrics.rank_of(ranking[~np.isin(ranking, junk)], row) or len(ranking) + 1
