@@ -226,7 +226,7 @@ def test_rankings_of_something_else(run, tmp_path, change):
     arrays = {**dict(np.load(file)), **change}
     np.savez(file, **{name: array for name, array in arrays.items() if array is not None})
     result = tmp_path / "run" / "result.json"
-    content = json.loads(result.read_text()) | {"rankings": digest(file.read_bytes())}
+    content = json.loads(result.read_text()) | {"rankings": digest(file)}
     del content["checksum"]
     result.write_text(json.dumps(sealed(content)))
     with pytest.raises(InputError, match=r"rankings\.npz: \S+ .*is no ranking|no reranked|inliers"):

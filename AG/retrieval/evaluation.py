@@ -7,7 +7,6 @@ Whatever ranks photos makes one (`global_search.evaluate`, the visual words' `pi
 reports, pictures, tuning, tables and comparisons take one.
 """
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from retrieval.data.photo_sets import PhotoSet, open_set
 from retrieval.data.positives import Positives
 from retrieval.errors import InputError
 from retrieval.feature_folders import SetFeatures, source_as_json, source_from_json
-from retrieval.files import command_line, sealed, write_atomically, write_json
+from retrieval.files import command_line, sealed, write_json, write_npz
 from retrieval.metrics import Gain
 from retrieval.protocol import Protocol
 from retrieval.reranking import Reranking
@@ -203,10 +202,8 @@ class Evaluation:
             arrays[f"{step.name} similarity"] = step.ranking.similarity
         if self.verified is not None:
             arrays["inliers"] = self.verified.num_inliers
-        data = io.BytesIO()
-        np.savez_compressed(data, allow_pickle=False, **arrays)
-        write_atomically(folder / RANKINGS, data.getvalue())
-        content = {**_as_json(saved), "rankings": digest(data.getvalue())}
+        write_npz(folder / RANKINGS, arrays)
+        content = {**_as_json(saved), "rankings": digest(folder / RANKINGS)}
         write_json(folder / RESULT, sealed(content))
         return saved
 

@@ -234,8 +234,7 @@ class FeatureWriter:
         self._store = store
         self._images_per_shard = images_per_shard
         self._lock = threading.RLock()
-        self._waiting: dict[str, LocalFeatures] = {}
-        self._contents: dict[str, str | None] = {}
+        self._waiting: dict[str, tuple[LocalFeatures, str | None]] = {}
         self._dimensions: int | None = None
 
     def __enter__(self) -> "FeatureWriter":
@@ -256,9 +255,9 @@ class FeatureWriter:
             self._check_dimensions(name, kept)
             if name in self._waiting or name in self._store:
                 raise ValueError(f"the features of {name!r} are already in {self._store.folder}")
-            if self._waiting and _layout(kept) != _layout(next(iter(self._waiting.values()))):
+            if self._waiting and _layout(kept) != _layout(next(iter(self._waiting.values()))[0]):
                 self.flush()  # all images of a shard have the same fields, of the same width
-            self._waiting[name], self._contents[name] = kept, content
+            self._waiting[name] = kept, content
             if len(self._waiting) >= self._images_per_shard:
                 self.flush()
 
@@ -278,7 +277,7 @@ class FeatureWriter:
         with self._lock:
             if not self._waiting:
                 return
-            images = list(self._waiting.values())
+            images = [image for image, _ in self._waiting.values()]
             tensors = {
                 name: np.concatenate([getattr(image, name) for image in images])
                 for name in _layout(images[0])
@@ -287,8 +286,8 @@ class FeatureWriter:
             shard = self._store.folder / f"shard-{uuid.uuid4().hex}.safetensors"
             write_atomically(shard, data)
             entries = [
-                [name, len(image), *image.image_size, image.unit, self._contents[name]]
-                for name, image in self._waiting.items()
+                [name, len(image), *image.image_size, image.unit, content]
+                for name, (image, content) in self._waiting.items()
             ]
             manifest = shard.with_suffix(".json")
             told = {"bytes": len(data), "crc32": zlib.crc32(data), "images": entries}

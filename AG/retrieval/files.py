@@ -118,6 +118,13 @@ def write_npy(path: Path, array: np.ndarray) -> None:
     write_atomically(path, data.getbuffer())
 
 
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays by their names as a compressed .npz, whole or not at all."""
+    data = io.BytesIO()
+    np.savez_compressed(data, allow_pickle=False, **arrays)
+    write_atomically(path, data.getbuffer())
+
+
 def one_line(error: Exception) -> str:
     """What an error says, in one line; its name where it says nothing."""
     return " ".join(str(error).split()) or repr(error)

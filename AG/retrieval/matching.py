@@ -167,7 +167,7 @@ def _product(query: np.ndarray, database: np.ndarray) -> np.ndarray:
 
 def _has_fast_int8() -> bool:
     """Whether torch's product of int8 matrices is the fast one here."""
-    return hasattr(torch, "_int_mm") and "AVX512" in torch.backends.cpu.get_cpu_capability()
+    return "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 
 def _mutual(similarity: np.ndarray, nearest: np.ndarray) -> np.ndarray:

@@ -59,9 +59,10 @@ def check_unchanged(
         )
 
 
-def digest(rankings: bytes) -> str:
-    """What result.json keeps of the rankings beside it: they belong together."""
-    return hashlib.sha256(rankings).hexdigest()
+def digest(rankings: Path) -> str:
+    """What result.json keeps of the file of rankings beside it: they belong together."""
+    with rankings.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_arrays(
@@ -74,7 +75,7 @@ def read_arrays(
     file = folder / RANKINGS
     names = [name for step in steps for name in (step, f"{step} similarity")]
     arrays = read_npz(file, names, REMEDY)
-    if written is not None and digest(file.read_bytes()) != written:
+    if written is not None and digest(file) != written:
         raise InputError(f"{file} is of another run than {RESULT} beside it: {REMEDY}")
     shape = arrays[steps[0]].shape
     for name in names:

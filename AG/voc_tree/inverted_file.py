@@ -165,7 +165,7 @@ class InvertedFile:
         self.segments: list[Segment] = []
         self.alive = np.zeros(0, bool)
         self.num_features = np.zeros(0, np.int64)
-        self._norms: dict[str, np.ndarray] = {}
+        self._norms: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         """The number of images that are in it (not removed)."""
@@ -234,12 +234,11 @@ class InvertedFile:
 
     def norm(self, power: int) -> np.ndarray:
         """(number of images,) float32: Σ (count · idf) ** power over the entries of each image."""
-        key = str(power)
-        if key not in self._norms:
+        if power not in self._norms:
             total = np.zeros(len(self.alive))
             for segment in self.segments:
                 weight = self.idf[segment.word_of_entry()]
                 weight = weight if segment.counts is None else weight * segment.counts
                 total += np.bincount(segment.images, weight**power, minlength=len(total))
-            self._norms[key] = total.astype(np.float32)
-        return self._norms[key]
+            self._norms[power] = total.astype(np.float32)
+        return self._norms[power]

@@ -118,17 +118,14 @@ class Tree:
 
         All pairs (row, node) of one node are one matrix product.
         """
-        distances = torch.empty(len(rows), self.config.tree_branch)
+        branch = self.config.tree_branch
+        distances = torch.empty(len(rows), branch)
         visited, group_of_pair = torch.unique(nodes, return_inverse=True)
         for batch in padded_groups(group_of_pair, len(visited)):
-            children = self.children(visited[batch.group])
+            children = self.first_child[visited[batch.group], None] + torch.arange(branch)
             found = squared_distances(descriptors[rows[batch.rows]], self.centroids[children])
             distances[batch.rows[batch.valid]] = found[batch.valid]
         return distances
-
-    def children(self, nodes: torch.Tensor) -> torch.Tensor:
-        """(n, branch) the children of inner nodes."""
-        return self.first_child[nodes, None] + torch.arange(self.config.tree_branch)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, atomically; its metadata are the settings."""

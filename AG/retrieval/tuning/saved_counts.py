@@ -1,7 +1,6 @@
 """Inlier counts that survive a kill: kept in a folder as they are found, by what they depend on."""
 
 import hashlib
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,7 +12,7 @@ from retrieval import progress
 from retrieval.configs.rank import Geometry, Matching
 from retrieval.errors import InputError
 from retrieval.feature_folders import SetFeatures
-from retrieval.files import read_npz, write_atomically
+from retrieval.files import read_npz, write_npz
 from retrieval.verification import STAGES, Counts, by_matching, count_inliers
 
 # Pairs of one file; a kill loses what has been counted of one file for one matching.
@@ -85,7 +84,6 @@ def _read(file: Path, num_pairs: int) -> _Found:
 
 
 def _write(file: Path, found: _Found) -> None:
-    data = io.BytesIO()
     counts, seconds = (np.stack([rows[i] for rows in found.values()]) for i in (0, 1))
-    np.savez_compressed(data, hashes=np.array(list(found)), counts=counts, seconds=seconds)
-    write_atomically(file, data.getvalue())
+    arrays = {"hashes": np.array(list(found)), "counts": counts, "seconds": seconds}
+    write_npz(file, arrays)
