@@ -62,11 +62,10 @@ def in_words(row: Row, first: Row) -> str:
     """How many queries a row does better and worse than the first."""
     if row.to_first is None:
         return f"{row.name}: no labels"
-    moved = comparison.winners_and_losers(row, first)
-    better = sum(each.after > each.before for each in moved)
+    better, worse = comparison.winners_and_losers(row, first)
     return (
-        f"{row.name} against {first.name}: {row.to_first.in_words()}; better for {better} queries, "
-        f"worse for {len(moved) - better}"
+        f"{row.name} against {first.name}: {row.to_first.in_words()}; better for {len(better)} "
+        f"queries, worse for {len(worse)}"
     )
 
 

@@ -58,17 +58,14 @@ def side_by_side(runs: Sequence[tuple[str, Evaluation, Step]], level: float = 0.
     return rows
 
 
-def winners_and_losers(row: Row, against: Row) -> list[Moved]:
-    """The queries whose figure differs, the largest gain first, the largest loss last."""
+def winners_and_losers(row: Row, against: Row) -> tuple[list[Moved], list[Moved]]:
+    """The queries that a row does better, and worse, than another; those that differ most first."""
     before, after = against.step.per_query, row.step.per_query
-    change = np.nan_to_num(after - before)
-    order = np.argsort(-change, kind="stable")
+    order = np.argsort(-np.nan_to_num(after - before), kind="stable")
     photos = row.run.photos.query_photos
-    return [
-        Moved(query, photos[query].shown, before[query], after[query])
-        for query in order.tolist()
-        if change[query]
-    ]
+    moved = [Moved(q, photos[q].shown, before[q], after[q]) for q in order.tolist()]
+    better = [each for each in moved if each.after > each.before]
+    return better, [each for each in reversed(moved) if each.after < each.before]
 
 
 def header(rows: Sequence[Row]) -> list[str]:

@@ -7,7 +7,7 @@ import threading
 import uuid
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,9 +67,12 @@ class LocalFeatures:
         """The first ``count`` features (None: all), as views."""
         if count is None or count >= len(self):
             return self
-        rows = {name: getattr(self, name) for name in _STORED}
-        kept: dict[str, Any] = {name: r if r is None else r[:count] for name, r in rows.items()}
-        return LocalFeatures(**kept, image_size=self.image_size, unit=self.unit)
+        return replace(self, **{name: rows[:count] for name, rows in self.arrays().items()})
+
+    def arrays(self) -> dict[str, Any]:
+        """The arrays that are there, by the names of their fields."""
+        arrays = {name: getattr(self, name) for name in _STORED}
+        return {name: rows for name, rows in arrays.items() if rows is not None}
 
 
 # How a store keeps the fields. Halves are enough for descriptors; keypoints in halves would be off
@@ -299,23 +302,20 @@ class FeatureWriter:
 
 def _as_stored(photo: str, features: LocalFeatures) -> LocalFeatures:
     """The features in the types they are stored in."""
-    fields: dict[str, Any] = {}
     with np.errstate(over="ignore"):
-        for name, kind in _STORED.items():
-            rows = getattr(features, name)
-            fields[name] = None if rows is None else np.array(rows, kind)
+        arrays = features.arrays()
+        fields: dict[str, Any] = {n: np.array(rows, _STORED[n]) for n, rows in arrays.items()}
     if not np.isfinite(fields["descriptors"]).all():
         raise InputError(
             f"{photo}: its descriptors have NaN or infinite values, or are too large for 16 bits; "
             "check the weights that made them"
         )
-    return LocalFeatures(**fields, image_size=features.image_size, unit=features.unit)
+    return replace(features, **fields)
 
 
 def _layout(features: LocalFeatures) -> dict[str, tuple[int, ...]]:
     """The shape of a row of each field that is there."""
-    fields = {name: getattr(features, name) for name in _STORED}
-    return {name: rows.shape[1:] for name, rows in fields.items() if rows is not None}
+    return {name: rows.shape[1:] for name, rows in features.arrays().items()}
 
 
 def _rows(shard: Any, name: str, place: _Place) -> np.ndarray:

@@ -30,11 +30,6 @@ class Embedding:
     rotation: np.ndarray
     thresholds: np.ndarray
 
-    @property
-    def bits(self) -> int:
-        """The length of a signature."""
-        return self.rotation.shape[1]
-
     def offsets(self, descriptors: np.ndarray, words: np.ndarray) -> np.ndarray:
         """(n, bits) float32: projected descriptors (n, d), less the thresholds of words (n,).
 

@@ -27,12 +27,7 @@ class AgainstFirst:
 def write_comparison(path: Path, rows: Sequence[Row], level: float) -> None:
     """Write the page to ``path``, whole or not at all; ``level`` is that of the intervals."""
     first, photos = rows[0], rows[0].run.photos
-    pairs = []
-    for row in rows[1:]:
-        moved = winners_and_losers(row, first) if row.to_first is not None else []
-        better = [each for each in moved if each.after > each.before]
-        worse = [each for each in reversed(moved) if each.after < each.before]
-        pairs.append(AgainstFirst(row.name, better, worse))
+    pairs = [AgainstFirst(row.name, *winners_and_losers(row, first)) for row in rows[1:]]
     page = template("compare.html.jinja").render(
         title=f"{photos.name}: {len(rows)} runs",
         num_queries=len(photos.queries),
