@@ -35,7 +35,6 @@ def synthetic(num_images: int) -> InvertedFile:
         images[start:stop].sort()
     signatures = rng.integers(0, 2**64, size=(1, total), dtype=np.uint64)
     file = InvertedFile(WORDS)
-    file.alive = np.ones(num_images, bool)
     file.num_features = np.full(num_images, FEATURES)
     file.add_segment(Segment(np.arange(WORDS, dtype=np.int32), starts, images, None, signatures))
     file.refresh_idf()

@@ -1,7 +1,7 @@
 """The inverted file: for each visual word the images that have it, with counts or signatures.
 
-Images are added and removed without building it anew: what is added becomes a segment of its own,
-segments of similar size are merged, and what is removed is skipped until it is merged away.
+Images are added without building it anew: what is added becomes a segment of its own, and segments
+of similar size are merged.
 """
 
 import itertools
@@ -153,23 +153,33 @@ def make_segment(
     )
 
 
-class InvertedFile:
-    """Images numbered in the order in which they were added; a number is never given twice.
+def _merged(*segments: Segment) -> Segment:
+    """One segment of the entries of several."""
+    return make_segment(
+        np.concatenate([segment.word_of_entry() for segment in segments]),
+        np.concatenate([segment.images for segment in segments]),
+        np.concatenate([segment.count_of_entry() for segment in segments]),
+        np.concatenate([segment.signatures.T for segment in segments]),
+    )
 
-    idf (num_words,) float32 is what `refresh_idf` found last; zeros before.
+
+class InvertedFile:
+    """Images numbered in the order in which they were added.
+
+    num_features (number of images,) int64: of each. idf (num_words,) float32: what `refresh_idf`
+    found last; zeros before.
     """
 
     def __init__(self, num_words: int) -> None:
         self.num_words = num_words
         self.idf = np.zeros(num_words, np.float32)
         self.segments: list[Segment] = []
-        self.alive = np.zeros(0, bool)
         self.num_features = np.zeros(0, np.int64)
         self._norms: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
-        """The number of images that are in it (not removed)."""
-        return int(self.alive.sum())
+        """The number of images that are in it."""
+        return len(self.num_features)
 
     @property
     def nbytes(self) -> int:
@@ -178,9 +188,8 @@ class InvertedFile:
 
     def add(self, images: Sequence[Postings]) -> np.ndarray:
         """Add images, and return their numbers. The idf stays as it is until refreshed."""
-        numbers = np.arange(len(self.alive), len(self.alive) + len(images))
+        numbers = np.arange(len(self), len(self) + len(images))
         sizes = np.array([len(postings.words) for postings in images], np.int64)
-        self.alive = np.append(self.alive, np.ones(len(images), bool))
         features = [int(postings.counts.sum()) for postings in images]
         self.num_features = np.append(self.num_features, np.array(features, np.int64))
         if sizes.sum():
@@ -194,39 +203,15 @@ class InvertedFile:
         self.segments.append(segment)
         while len(self.segments) > 1 and len(self.segments[-2]) <= 2 * len(self.segments[-1]):
             newer, older = self.segments.pop(), self.segments.pop()
-            self.segments.append(self._merged(older, newer))
-
-    def _merged(self, *segments: Segment) -> Segment:
-        """One segment of the entries of several, without those of removed images."""
-        kept = [self.alive[segment.images] for segment in segments]
-
-        def joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
-            return np.concatenate([a[keep] for a, keep in zip(arrays, kept, strict=True)])
-
-        return make_segment(
-            joined([segment.word_of_entry() for segment in segments]),
-            joined([segment.images for segment in segments]),
-            joined([segment.count_of_entry() for segment in segments]),
-            joined([segment.signatures.T for segment in segments]),
-        )
-
-    def remove(self, numbers: Sequence[int] | np.ndarray) -> None:
-        """Remove images by number. Raises ValueError for one that is not in the file."""
-        rows = np.unique(np.asarray(numbers, np.int64))
-        known = (rows >= 0) & (rows < len(self.alive))
-        if not known.all() or not self.alive[rows].all():
-            raise ValueError(f"images {rows.tolist()}: not all are in the inverted file")
-        self.alive[rows] = False
-        self._norms = {}
+            self.segments.append(_merged(older, newer))
 
     def refresh_idf(self) -> None:
         """Set idf = log(N / number of images with the word), 0 for words of no image."""
         images_with = np.zeros(self.num_words, np.int64)
         for segment in self.segments:
             words = segment.word_of_entry()
-            again = (words[1:] == words[:-1]) & (segment.images[1:] == segment.images[:-1])
-            first = self.alive[segment.images]
-            first[1:] &= ~again
+            first = np.ones(len(words), bool)  # of the entries of one word and image
+            first[1:] = (words[1:] != words[:-1]) | (segment.images[1:] != segment.images[:-1])
             images_with += np.bincount(words[first], minlength=self.num_words)
         idf = np.log(max(len(self), 1) / np.maximum(images_with, 1))
         self.idf = np.where(images_with > 0, idf, 0).astype(np.float32)
@@ -235,7 +220,7 @@ class InvertedFile:
     def norm(self, power: int) -> np.ndarray:
         """(number of images,) float32: Σ (count · idf) ** power over the entries of each image."""
         if power not in self._norms:
-            total = np.zeros(len(self.alive))
+            total = np.zeros(len(self))
             for segment in self.segments:
                 weight = self.idf[segment.word_of_entry()]
                 weight = weight if segment.counts is None else weight * segment.counts

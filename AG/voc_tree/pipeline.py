@@ -84,7 +84,7 @@ def rank(queries: Sequence[LocalFeatures], index: Index) -> Ranking:
     for query in queries:
         rows.append(scoring.best(index.scores(query.descriptors)))
         progress.advance()
-    return _stacked(rows, len(index.file.alive))
+    return _stacked(rows, len(index.file))
 
 
 def _stacked(rows: list[tuple[np.ndarray, np.ndarray]], width: int) -> Ranking:

@@ -26,9 +26,9 @@ class Terms:
 def score(file: InvertedFile, query: Terms, config: ScoreConfig) -> np.ndarray:
     """(number of images,) float32: higher is more alike.
 
-    Images without entries get -1, below all others; removed ones −inf.
+    Images without entries get -1, below all others.
     """
-    scores = np.zeros(len(file.alive))
+    scores = np.zeros(len(file))
     weighted = query.counts * file.idf[query.words]
     for segment in file.segments:
         if config.score == "hamming":
@@ -46,7 +46,6 @@ def score(file: InvertedFile, query: Terms, config: ScoreConfig) -> np.ndarray:
         squared = file.norm(2) if config.norm == "self" else file.num_features
         scores /= np.sqrt(np.maximum(squared, 1e-12))
     scores[file.num_features == 0] = -1
-    scores[~file.alive] = -np.inf
     return scores.astype(np.float32)
 
 
@@ -71,11 +70,8 @@ def _hamming_values(
 
 
 def best(scores: np.ndarray, k: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """The k best images (all by default) and their scores, best first, equal ones by number.
-
-    Removed images are left out.
-    """
-    there = np.flatnonzero(scores > -np.inf)
+    """The k best images (all by default) and their scores, best first, equal ones by number."""
+    there = np.arange(len(scores))
     if k is not None:
         matched = np.flatnonzero(scores > 0)
         there = matched if len(matched) >= k else there  # the others are equal, and many
