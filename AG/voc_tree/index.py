@@ -38,28 +38,26 @@ class Index:
 
     def postings(self, descriptors: np.ndarray, words: np.ndarray) -> Postings:
         """What the inverted file keeps of an image of (n, d) descriptors with the words (n,)."""
-        if self.embedding is None:
-            counted, counts = np.unique(self._nodes(words), return_counts=True)
-            return Postings(counted, counts, np.empty((len(counted), 0), np.uint64))
-        offsets = self.embedding.offsets(descriptors, words)
-        if self.config.aggregate:
-            words, offsets = hamming.aggregate(words, offsets)
-        return Postings(words, np.ones(len(words), np.int64), hamming.signatures(offsets))
+        kept = self._terms(descriptors, words, np.arange(len(words)))
+        return Postings(kept.words, kept.counts, kept.signatures)
 
     def terms(self, descriptors: np.ndarray) -> Terms:
         """What is looked up for a query of (n, d) descriptors: several words for each."""
         near = self.tree.quantise(descriptors, self.config.words)
         feature, column = np.nonzero(near >= 0)
-        words = near[feature, column]
+        return self._terms(np.asarray(descriptors)[feature], near[feature, column], feature)
+
+    def _terms(self, descriptors: np.ndarray, words: np.ndarray, feature: np.ndarray) -> Terms:
+        """The words (n,) of descriptors (n, d) that stem from the features (n,) of an image."""
         if self.embedding is None:
             counted, counts = np.unique(self._nodes(words), return_counts=True)
             nothing = np.empty((len(counted), 0), np.uint64)
             return Terms(counted, counts, np.arange(len(counted)), nothing)
-        offsets = self.embedding.offsets(np.asarray(descriptors)[feature], words)
+        offsets = self.embedding.offsets(descriptors, words)
         if self.config.aggregate:
             words, offsets = hamming.aggregate(words, offsets)
             feature = np.arange(len(words))
-        return Terms(words, np.ones(len(words)), feature, hamming.signatures(offsets))
+        return Terms(words, np.ones(len(words), np.int64), feature, hamming.signatures(offsets))
 
     def _nodes(self, words: np.ndarray) -> np.ndarray:
         """The words, or also the nodes that lead to them."""
