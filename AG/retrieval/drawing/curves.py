@@ -23,16 +23,13 @@ def read_losses(run: Path) -> dict[str, np.ndarray]:
         with file.open(newline="") as opened:
             rows = [row for row in csv.DictReader(opened) if all(row.values())]
         columns = {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
+        if not {"epoch", "step"} < columns.keys():
+            found = ", ".join(columns)
+            raise ValueError(f"its columns are {found}; expected epoch, step and losses")
     except (OSError, LookupError, ValueError, TypeError, csv.Error) as error:
         raise InputError(
             f"{file}: no losses to draw ({error}); name the run folder of a training"
         ) from error
-    if not {"epoch", "step"} < columns.keys():
-        found = ", ".join(columns)
-        raise InputError(
-            f"{file}: no losses to draw (its columns are {found}; expected epoch, step and losses);"
-            " name the run folder of a training"
-        )
     return columns
 
 
