@@ -34,9 +34,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Describe, rank, re-rank, score; save the evaluation, its page and its predictions."""
     asked = eval_flags.read_evaluation(__doc__, argv)
     photos = open_set(asked.source)
-    stored = None if asked.local_features is None else find_store(asked.local_features)
-    if stored is not None:
-        stored_features(photos, stored)  # says at once where they are of other photos
+    stored = [find_store(folder) for folder in asked.local_features]
+    for store in stored:
+        stored_features(photos, store)  # says at once where they are of other photos
     check_photos(photos.files, skip=asked.judged.extract.skip_bad_images)
     torch.manual_seed(asked.judged.seed)  # for --pretrained none
     network, loaded, _ = create(asked.network, asked.weights)
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         asked.weights,
         asked.network,
         loaded,
-        with_local=asked.judged.rerank is not None and stored is None,
+        with_local=asked.judged.rerank is not None and not stored,
     )
     network.to(devices.choose_device(asked.resources.device))
     run = script.open_run(asked.root)

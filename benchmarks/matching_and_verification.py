@@ -34,7 +34,7 @@ from retrieval.geometry import verify_matches
 from retrieval.matching import match_descriptors
 from retrieval.networks.delg import Delg
 from retrieval.ransac import load_backend
-from retrieval.reranking import rerank
+from retrieval.reranking import Evidence, rerank
 from retrieval.search import Ranking
 
 T = TypeVar("T")
@@ -253,8 +253,9 @@ def print_together(features: dict[Path, LocalFeatures], photos: list[Path], seed
             verify_matches(query, database, matches, METHODS[SKIMAGE_1000])
             times["reference"].append(1000 * (time.perf_counter() - start))
         for threads, key in ((1, "1 thread"), (2, "2 threads")):
-            found = rerank(ranked, rows, rows, RerankConfig(floor=0.0), threads)
-            times[key].append(found.ms_per_pair)
+            config = RerankConfig(floor=0.0)
+            found = rerank(ranked, [Evidence(rows, rows, config.geometry)], config, threads)
+            times[key].append(found.first.ms_per_pair)
     print("Both together, deep-mutual: cKDTree + skimage affine of 1000 trials, against rerank")
     for key, values in times.items():
         ratio = np.mean(times["reference"]) / np.mean(values)

@@ -97,13 +97,13 @@ def to_be_tuned(
     photos: PhotoSet, ranked: Ranking, config: RerankConfig, store: FeatureStore
 ) -> Evaluation:
     """An evaluation of one ranking that stands before re-ranking by ``config``."""
+    none = np.empty((len(photos.queries), 0), np.int64)
     return Evaluation(
         title="tuning",
         photos=photos,
         steps=(score("global", ranked, photos),),
         protocol=protocol.protocol_of(photos, {}),
-        verified=Verified(config, np.empty((len(photos.queries), 0), np.int64), 0.0, {}),
-        features=features_of_set(photos, store),
+        evidence=(Verified(config, none, 0.0, {}, features_of_set(photos, store)),),
     )
 
 

@@ -62,21 +62,24 @@ def evaluation_of(
     settings: Mapping[str, Any] | None = None,
     num_inliers: np.ndarray | None = None,
     config: RerankConfig | None = None,
+    features: SetFeatures | None = None,
     **more: Any,
 ) -> Evaluation:
     """An evaluation of these rankings (Q, K) by step; verified where ``num_inliers`` are given."""
     count = len(photos.queries), len(photos.database)
-    verified = None
+    evidence: tuple[Verified, ...] = ()
     if num_inliers is not None:
         seconds = dict.fromkeys(("loading", "matching", "verification"), 0.1)
-        verified = Verified(config or RerankConfig(floor=0.0), num_inliers, 0.5, seconds)
+        evidence = (
+            Verified(config or RerankConfig(floor=0.0), num_inliers, 0.5, seconds, features),
+        )
     return Evaluation(
         **{
             "title": "a title",
             "photos": photos,
             "steps": tuple(score(name, ranking_of(r), photos) for name, r in rankings.items()),
             "protocol": Protocol(str(photos.folder), "abc", *count, settings or {}, {}, "unknown"),
-            "verified": verified,
+            "evidence": evidence,
             **more,
         }
     )

@@ -296,7 +296,7 @@ def name_what_was_made() -> None:
             Path(folder, "DATE").symlink_to(only)
     result, store = Path("logs/delg/DATE/result.json"), Path("cache/features/STORE")
     if result.exists() and not store.exists():
-        store.symlink_to(json.loads(result.read_text())["features"])
+        store.symlink_to(json.loads(result.read_text())["evidence"][0]["features"])
 
 
 def call(script: str, flags: list[str]) -> None:

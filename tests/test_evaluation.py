@@ -55,13 +55,15 @@ def run(photos, tmp_path):
         steps=tuple(score(name, ranking(rows), photos) for name, rows in ROWS.items()),
         protocol=protocol_of(photos, settings),
         seconds={"global descriptors": 1.5},
-        verified=Verified(
-            config=RerankConfig(top_k=3, floor=2.0),
-            num_inliers=np.array([[5, 1, 4], [0, 0, 7]]),
-            ms_per_pair=0.25,
-            thread_seconds={"loading": 0.1},
+        evidence=(
+            Verified(
+                config=RerankConfig(top_k=3, floor=2.0),
+                num_inliers=np.array([[5, 1, 4], [0, 0, 7]]),
+                ms_per_pair=0.25,
+                thread_seconds={"loading": 0.1, "matching": 0.2, "verification": 0.3},
+                features=features_of_set(photos, store),
+            ),
         ),
-        features=features_of_set(photos, store),
         notes=("noted",),
     )
 
@@ -140,9 +142,34 @@ def test_weights_must_be_those_of_the_run(run, tmp_path):
 
 
 def test_a_run_without_local_features(run, tmp_path):
-    replace(run, features=None, verified=None).save(tmp_path / "run")
+    replace(run, evidence=()).save(tmp_path / "run")
     with pytest.raises(InputError, match="without --no_rerank"):
         Evaluation.open(tmp_path / "run").local()
+
+
+def test_a_run_of_when_there_was_one_kind_of_features_opens(run, tmp_path):
+    run.save(tmp_path / "run")
+    result = tmp_path / "run" / "result.json"
+    content = json.loads(result.read_text())
+    del content["checksum"]
+    (told,) = content.pop("evidence")
+    content |= {"features": told.pop("features"), "verified": told}
+    result.write_text(json.dumps(sealed(content)))
+    opened = Evaluation.open(tmp_path / "run")
+    np.testing.assert_array_equal(opened.verified.num_inliers, run.verified.num_inliers)
+    assert opened.features.store.folder == run.features.store.folder
+    del content["verified"]
+    result.write_text(json.dumps(sealed({**content, "verified": None, "features": None})))
+    assert Evaluation.open(tmp_path / "run").verified is None
+
+
+def test_two_kinds_of_features_come_back(run, tmp_path):
+    other = replace(run.verified, num_inliers=run.verified.num_inliers + 1, ms_per_pair=2.0)
+    replace(run, evidence=(run.verified, other)).save(tmp_path / "run")
+    first, second = Evaluation.open(tmp_path / "run").evidence
+    np.testing.assert_array_equal(first.num_inliers, run.verified.num_inliers)
+    np.testing.assert_array_equal(second.num_inliers, run.verified.num_inliers + 1)
+    assert second.ms_per_pair == 2
 
 
 def test_features_that_are_gone(run, tmp_path):
@@ -179,9 +206,9 @@ def test_photos_that_were_put_together_in_python(run, tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        {"protocol": {}}, {"protocol": []}, {"photos": {}}, {"photos": 3}, {"features": 3},
-        {"steps": []}, {"steps": {}}, {"steps": {"global": {}}}, {"verified": {"config": {"a": 1}}},
-        {"title": None, "seconds": None, "notes": None},
+        {"protocol": {}}, {"protocol": []}, {"photos": {}}, {"photos": 3}, {"evidence": 3},
+        {"steps": []}, {"steps": {}}, {"steps": {"global": {}}},
+        {"evidence": [{"config": {"a": 1}}]}, {"title": None, "seconds": None, "notes": None},
     ],
 )  # fmt: skip
 def test_a_result_of_another_form(run, tmp_path, change):
@@ -308,7 +335,7 @@ def test_photos_of_very_different_sizes_are_said(run, tmp_path):
             for photo, (size, unit) in pairs:
                 writer.put(photo.name, replace(FEATURES, image_size=size, unit=unit))
         local = features_of_set(run.photos, store)
-        notes = report.notes(replace(run, features=local, verified=None))
+        notes = report.notes(replace(run, evidence=(replace(run.verified, features=local),)))
         return [note for note in notes if "described at" in note]
 
     assert said(((640, 480), 1.0), ((480, 640), 1.0), ((800, 600), 1.0)) == []
@@ -322,7 +349,7 @@ def test_queries_without_a_right_answer_are_said_beside_the_recall_of_the_others
         truth = Positives(positives, [np.array([])] * 2)
         photos = replace(run.photos, ground_truth={"R": truth})
         steps = tuple(score(name, ranking(rows), photos) for name, rows in ROWS.items())
-        notes = report.notes(replace(run, photos=photos, steps=steps, verified=None))
+        notes = report.notes(replace(run, photos=photos, steps=steps, evidence=()))
         return steps[-1].figures["R@1"], [note for note in notes if "no right answer" in note]
 
     assert told([np.array([0]), np.array([1])]) == (100, [])

@@ -285,10 +285,6 @@ def test_without_local_features_a_line_says_why(four):
     page = page_of(run_of(four.photos, dict(four.rankings), features=None))
     assert not any("data-picture" in button for button in page.all("button"))
     assert "--no_rerank" in page.text
-    page = page_of(run_of(four.photos, dict(four.rankings), num_inliers=None))
-    kinds = {b["data-kind"] for b in page.all("button") if "data-picture" in b}
-    assert kinds == {"attention"}
-    assert "--no-ransac" in page.text
 
 
 def test_only_the_strongest_features_are_matched_where_reranking_did_so(four):

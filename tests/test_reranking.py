@@ -14,7 +14,7 @@ from retrieval.features import LocalFeatures
 from retrieval.geometry import verify
 from retrieval.matching import match_descriptors
 from retrieval.metrics import first_hit_rank
-from retrieval.reranking import measure_floor, random_pairs, reorder, rerank
+from retrieval.reranking import Evidence, measure_chance, random_pairs, reorder, rerank
 from retrieval.search import Ranking
 from retrieval.verification import by_matching, count_inliers
 
@@ -52,19 +52,20 @@ def city():
 def run(city, threads=None, **settings):
     queries, database, ranking, similarity, _ = city
     ranked = Ranking(ranking, similarity)
-    return rerank(ranked, queries, database, RerankConfig(**settings), threads)
+    config = RerankConfig(**settings)
+    return rerank(ranked, [Evidence(queries, database, config.geometry)], config, threads)
 
 
 def test_positives_come_first(city):
     *_, ranking, _, positives = city
     found = run(city)
-    assert 0 < found.floor < 20
+    assert 0 < found.first.floor < 20
     for row, positive in zip(found.ranking.rows, positives, strict=True):
         assert set(row[:2]) == set(positive)
     truth = Positives(positives, [[]] * len(positives))
     assert (first_hit_rank(found.ranking.rows, truth) < first_hit_rank(ranking, truth)).all()
-    assert set(found.seconds) == {"loading", "matching", "verification", "elapsed"}
-    assert found.ms_per_pair > 0
+    assert set(found.first.seconds) == {"loading", "matching", "verification", "elapsed"}
+    assert found.first.ms_per_pair > 0
 
 
 def test_equals_the_obvious_loop(city):
@@ -77,7 +78,7 @@ def test_equals_the_obvious_loop(city):
             pairs = match_descriptors(queries[q].descriptors, database[d].descriptors, config.match)
             points = queries[q].keypoints[pairs[:, 0]], database[d].keypoints[pairs[:, 1]]
             counts.append(verify(*points, config.verify).num_inliers)
-        np.testing.assert_array_equal(found.num_inliers[q], counts)
+        np.testing.assert_array_equal(found.first.num_inliers[q], counts)
         keys = [(-max(n - 2.0, 0), -s) for n, s in zip(counts, similarity[q, :9], strict=True)]
         head = [int(row[i]) for i in sorted(range(9), key=keys.__getitem__)]
         assert found.ranking.rows[q].tolist() == head + row[9:].tolist()
@@ -88,9 +89,9 @@ def test_equals_the_obvious_loop(city):
 def test_threads_change_nothing_and_leave_nothing_behind(city):
     before = torch.get_num_threads(), cv2.getNumThreads()
     first, second = (run(city, threads=threads) for threads in (1, 4))
-    np.testing.assert_array_equal(first.num_inliers, second.num_inliers)
+    np.testing.assert_array_equal(first.first.num_inliers, second.first.num_inliers)
     np.testing.assert_array_equal(first.ranking.rows, second.ranking.rows)
-    assert first.floor == second.floor
+    assert first.first.floor == second.first.floor
     assert (torch.get_num_threads(), cv2.getNumThreads()) == before
 
 
@@ -98,7 +99,8 @@ def test_progress_counts_every_pair(city):
     with progress.bar("pairs", 1000, "pairs"):
         bar = progress._open[-1]
         run(city, top_k=5, floor=0.0)
-    assert bar.done == 5 * NUM_PLACES
+    drawn = random_pairs(city[2], RerankConfig(top_k=5))
+    assert bar.done == 5 * NUM_PLACES + len(drawn)
 
 
 class Asked(list):
@@ -112,7 +114,9 @@ class Asked(list):
 def test_only_the_features_of_the_shortlist_are_asked_for(city):
     queries, database, ranking, similarity, _ = city
     asked = Asked(database)
-    rerank(Ranking(ranking[:2], similarity[:2]), queries, asked, RerankConfig(top_k=3))
+    config = RerankConfig(top_k=3)
+    kinds = [Evidence(queries, asked, config.geometry)]
+    rerank(Ranking(ranking[:2], similarity[:2]), kinds, config)
     assert set(asked.rows) <= set(ranking[:2, :3].ravel())
     assert len(asked.rows) == len(set(asked.rows))  # each is read once
 
@@ -120,9 +124,9 @@ def test_only_the_features_of_the_shortlist_are_asked_for(city):
 @pytest.mark.parametrize("shape", [(0, 0), (0, 5), (3, 0)])
 def test_empty_rankings(shape):
     empty = Ranking(np.empty(shape, np.int64), np.empty(shape, np.float32))
-    found = rerank(empty, [], [], RerankConfig())
-    assert found.ranking.rows.shape == found.num_inliers.shape == shape
-    assert found.floor == 0
+    found = rerank(empty, [Evidence([], [], RerankConfig().geometry)], RerankConfig())
+    assert found.ranking.rows.shape == found.first.num_inliers.shape == shape
+    assert found.first.floor == 0
 
 
 def test_queries_that_could_not_be_read_stay(city):
@@ -132,7 +136,7 @@ def test_queries_that_could_not_be_read_stay(city):
     ranking[2], similarity[2] = -1, -np.inf
     found = run((queries, database, ranking, similarity, positives), floor=0.0)
     assert (found.ranking.rows[2] == -1).all()
-    assert (found.num_inliers[2] == 0).all()
+    assert (found.first.num_inliers[2] == 0).all()
     others = np.arange(NUM_PLACES) != 2
     np.testing.assert_array_equal(found.ranking.rows[others], whole.ranking.rows[others])
 
@@ -149,7 +153,7 @@ def test_images_without_features_stay_behind(city):
 
 def test_other_models_are_passed_on(city):
     found = run(city, verify=VerifyConfig("homography"), floor=0.0, top_k=16)
-    assert (found.num_inliers[:, 5:7] >= 25).all()
+    assert (found.first.num_inliers[:, 5:7] >= 25).all()
 
 
 @given(st.data())
@@ -205,10 +209,12 @@ def test_the_strongest_features_are_a_slice(city):
     ]
     sliced, whole = run((*by_hand, *rest)), run(city)
     found = run(city, num_features=40)
-    np.testing.assert_array_equal(found.num_inliers, sliced.num_inliers)
+    np.testing.assert_array_equal(found.first.num_inliers, sliced.first.num_inliers)
     np.testing.assert_array_equal(found.ranking.rows, sliced.ranking.rows)
-    assert (found.num_inliers != whole.num_inliers).any()
-    np.testing.assert_array_equal(run(city, num_features=99).num_inliers, whole.num_inliers)
+    assert (found.first.num_inliers != whole.first.num_inliers).any()
+    np.testing.assert_array_equal(
+        run(city, num_features=99).first.num_inliers, whole.first.num_inliers
+    )
 
 
 def test_geometries_counted_together_are_those_counted_alone(city):
@@ -233,7 +239,7 @@ def test_geometries_counted_together_are_those_counted_alone(city):
             city, floor=0.0, num_features=geometry.num_features, match=geometry.match,
             verify=geometry.verify,
         )  # fmt: skip
-        np.testing.assert_array_equal(counts, alone.num_inliers.ravel())
+        np.testing.assert_array_equal(counts, alone.first.num_inliers.ravel())
 
 
 def test_random_pairs_avoid_the_own_ranking_and_repeat_by_seed():
@@ -250,9 +256,9 @@ def test_random_pairs_avoid_the_own_ranking_and_repeat_by_seed():
 
 def test_the_floor_is_a_quantile():
     counts = np.arange(101)
-    assert measure_floor(counts, 0.95) == 95
-    assert measure_floor(np.array([4, 0, 5, 6]), 1.0) == 6
-    assert measure_floor(np.array([], int)) == 0
+    assert measure_chance(counts, 0.95).floor == 95
+    assert measure_chance(np.array([4, 0, 5, 6]), 1.0).floor == 6
+    assert measure_chance(np.array([], int)).floor == 0
 
 
 @pytest.mark.parametrize(
@@ -261,8 +267,9 @@ def test_the_floor_is_a_quantile():
 )
 def test_bad_rankings_are_named(ranking, message):
     ranking = np.array(ranking)
+    kinds = [Evidence([], [], RerankConfig().geometry)]
     with pytest.raises(InputError, match=message):
-        rerank(Ranking(ranking, ranking * 1.0), [], [], RerankConfig())
+        rerank(Ranking(ranking, ranking * 1.0), kinds, RerankConfig())
 
 
 @pytest.mark.parametrize(

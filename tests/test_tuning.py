@@ -17,7 +17,7 @@ from retrieval.evaluation import Evaluation, Verified, score
 from retrieval.feature_folders import SetFeatures
 from retrieval.features import LocalFeatures, MadeBy
 from retrieval.protocol import Protocol
-from retrieval.reranking import rerank
+from retrieval.reranking import Evidence, rerank
 from retrieval.search import Ranking
 from retrieval.tuning import saved_counts, search_space, tables, try_settings
 from retrieval.tuning.search_space import Axes
@@ -41,14 +41,21 @@ def config_of(run):
 
 
 def with_config(run, **values):
-    return replace(run, verified=replace(run.verified, config=replace(config_of(run), **values)))
+    changed = replace(run.verified, config=replace(config_of(run), **values))
+    return replace(run, evidence=(changed,))
+
+
+def with_store(run, store):
+    features = replace(run.features, store=store)
+    return replace(run, evidence=(replace(run.verified, features=features),))
 
 
 def reranked(run, config):
     """What eval.py's re-ranking by ``config`` gives: its figures by query, and the floor."""
     features = run.features
-    found = rerank(run.first.ranking, features.queries, features.database, config)
-    return score("reranked", found.ranking, run.photos).per_query, found.floor
+    evidence = [Evidence(features.queries, features.database, config.geometry)]
+    found = rerank(run.first.ranking, evidence, config)
+    return score("reranked", found.ranking, run.photos).per_query, found.first.floor
 
 
 def unit(rows):
@@ -91,8 +98,15 @@ def planted(seed=0, helps=True, skipped=()):
         photos=photos,
         steps=(score("global", Ranking(ranking, similarity), photos),),
         protocol=Protocol("photos", f"{seed}", QUERIES, len(names), {}, {}, ""),
-        verified=Verified(config, np.zeros((QUERIES, DEPTH), int), 1.0, {}),
-        features=SetFeatures(store, Asked(queries), database),
+        evidence=(
+            Verified(
+                config,
+                np.zeros((QUERIES, DEPTH), int),
+                1.0,
+                {},
+                SetFeatures(store, Asked(queries), database),
+            ),
+        ),
         folder=Path("run"),
     )
     return run, run.features.queries.rows
@@ -326,7 +340,7 @@ def test_counts_are_kept_by_all_they_depend_on(tmp_path):
     rows, similarity = run.first.ranking.rows, run.first.ranking.similarity
     reversed_rows = Ranking(rows[:, ::-1], similarity)
     for other in (
-        replace(run, features=replace(run.features, store=Store(Path("another"), MADE_BY))),
+        with_store(run, Store(Path("another"), MADE_BY)),
         replace(run, steps=(replace(run.first, ranking=reversed_rows),)),
         with_config(run, match=MatchConfig(precision="float32")),
         with_config(run, verify=VerifyConfig(trials=9)),
@@ -362,7 +376,7 @@ def test_bad_input_is_said():
     with pytest.raises(InputError, match="run: tuning needs labels"):
         try_settings.check_labels(without)
     with pytest.raises(InputError, match="without --no_rerank"):
-        try_settings.try_all(replace(run, verified=None), [RerankConfig()], Path("nowhere"))
+        try_settings.try_all(replace(run, evidence=()), [RerankConfig()], Path("nowhere"))
     settings = search_space.grid(replace(AXES, top_k=(5, 50)), config_of(run))
     with pytest.raises(InputError, match=r"--top_k 50: run has .*first 6 .*again with --top_k 50"):
         try_settings.check_depth(run, settings)
@@ -374,7 +388,7 @@ def test_bad_input_is_said():
     with pytest.raises(InputError, match="another extraction"):
         try_settings.check_comparable(run, replace(other, protocol=stamp))
     store = Store(Path("sift"), replace(MADE_BY, extractor="sift"))
-    sift = replace(other, features=replace(other.features, store=store))
+    sift = with_store(other, store)
     with pytest.raises(InputError, match="another local features than run"):
         try_settings.check_comparable(run, sift)
     with pytest.raises(InputError, match="residual -1"):

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -19,10 +20,10 @@ from retrieval.configs.rank import ExpandConfig, TreeConfig
 from retrieval.data.photo_sets import open_revisited
 from retrieval.errors import InputError
 from retrieval.evaluation import Evaluation
-from retrieval.feature_folders import made_from, open_features, point_to
+from retrieval.feature_folders import made_from, open_features, open_kinds, point_to
 from retrieval.features import FeatureStore, LocalFeatures
 from retrieval.files import read_json, sealed, write_json
-from retrieval.reranking import rerank
+from retrieval.reranking import Evidence, rerank
 from voc_tree import expansion, grid, main, pipeline
 from voc_tree.SIFT import get_descriptor
 from voc_tree.SIFT.sift import Sift
@@ -144,10 +145,10 @@ def settings_of(words):
 
 
 def test_lowes_test_is_for_sift():
-    assert settings_of("").suited_to("sift").rerank.match.ratio == 0.9
-    assert settings_of("").suited_to("delf").rerank.match.ratio is None
-    assert settings_of("--ratio 1").suited_to("sift").rerank.match.ratio == 1
-    assert settings_of("--no-ransac").suited_to("sift").rerank is None
+    ratios = [each.match.ratio for each in settings_of("").reranks(["sift", "delf"])]
+    assert ratios == [0.9, None]
+    assert settings_of("--ratio 1").reranks(["sift"])[0].match.ratio == 1
+    assert settings_of("--no-ransac").reranks(["sift"]) == []
 
 
 @pytest.mark.parametrize("flag", ["--original", "--s2"])
@@ -230,7 +231,7 @@ def test_missing_features_of_a_photo(features, data, tmp_path):
         writer.put("query/p0_0.jpg", nothing)
     point_to(store)
     with pytest.raises(InputError, match=r"no features of 16 of 17 photos \(the first is query/p1"):
-        pipeline.WordSearch(*open_features(tmp_path, "walls"))
+        pipeline.WordSearch(*open_kinds([tmp_path], "walls"))
 
 
 def test_a_grid(features, tmp_path):
@@ -298,18 +299,19 @@ def test_expansion_takes_what_lies_in_the_query(features):
     _, stored = open_features(features / "sift", "walls")
     settings = settings_of("--model affine --floor 0 --rerank-num 12")
     query, image = stored.queries[0], stored.database[0]
-    found = expansion.expanded(query, [image], settings.rerank)
+    found = expansion.expanded(query, [image], settings.rerank.geometry)
     assert len(query) < len(found) <= len(query) + len(image)
     np.testing.assert_array_equal(found[: len(query)], query.descriptors)
     tree = pipeline.train_tree(stored, TreeConfig(2, 8))
     index = pipeline.index_database(stored.database, tree, settings.score)
     ranked = pipeline.rank(stored.queries, index)
-    verified = rerank(ranked, stored.queries, stored.database, settings.rerank)
-    config = ExpandConfig(expand_inliers=10_000)
-    same = pipeline.expand(stored, index, ranked, verified, config, settings.rerank)
+    kinds = [Evidence(stored.queries, stored.database, settings.rerank.geometry)]
+    verified = rerank(ranked, kinds, settings.rerank)
+    config = replace(settings, expand=ExpandConfig(expand_inliers=10_000))
+    same = pipeline.expand([stored], [index], ranked, verified, config)
     np.testing.assert_array_equal(same.rows, verified.ranking.rows)
-    config = ExpandConfig()
-    grown = pipeline.expand(stored, index, ranked, verified, config, settings.rerank)
+    config = replace(settings, expand=ExpandConfig())
+    grown = pipeline.expand([stored], [index], ranked, verified, config)
     np.testing.assert_array_equal(np.sort(grown.rows), np.sort(ranked.rows))
 
 

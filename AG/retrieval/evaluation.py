@@ -58,18 +58,25 @@ class Step:
 
 @dataclass(frozen=True)
 class Verified:
-    """What geometric verification found.
+    """What geometric verification found by one kind of local features.
 
     config:         how it was done; its floor is the one that was in force.
     num_inliers:    (Q, k) int64, of the first k entries of the first step's ranking.
     ms_per_pair:    milliseconds a pair, by the clock.
     thread_seconds: of processor, for "loading", "matching" and "verification", and "elapsed".
+    features:       the local features, or None where they are not opened.
     """
 
     config: RerankConfig
     num_inliers: np.ndarray
     ms_per_pair: float
     thread_seconds: Mapping[str, float]
+    features: SetFeatures | None = None
+
+    @property
+    def name(self) -> str:
+        """What its features were made by: sift, delg, …"""
+        return "" if self.features is None else self.features.store.made_by.extractor
 
 
 @dataclass(frozen=True)
@@ -99,8 +106,8 @@ class Evaluation:
 
     steps:    in their order, at least one.
     seconds:  by the clock, of each stage of the work.
-    verified: what verification found, or None.
-    features: the local features of its photos, or None.
+    evidence: what verification found, by each kind of local features; the first is what pictures
+              and tuning look at.
     skipped:  names of photos that could not be decoded.
     notes:    sentences on what stands out.
     command:  the command line that made it; empty where it was made in a notebook.
@@ -112,8 +119,7 @@ class Evaluation:
     steps: tuple[Step, ...]
     protocol: Protocol
     seconds: Mapping[str, float] = field(default_factory=dict)
-    verified: Verified | None = None
-    features: SetFeatures | None = None
+    evidence: tuple[Verified, ...] = ()
     skipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     command: str = ""
@@ -131,7 +137,7 @@ class Evaluation:
                 raise ValueError(
                     f"{step.name}: figures of {len(step.per_query)} of {count} queries"
                 )
-        if self.verified is not None and len(self.verified.num_inliers) != count:
+        if any(len(kind.num_inliers) != count for kind in self.evidence):
             raise ValueError(f"expected inliers of {count} queries")
 
     @property
@@ -143,6 +149,16 @@ class Evaluation:
     def last(self) -> Step:
         """The last step, by which a query is right or wrong."""
         return self.steps[-1]
+
+    @property
+    def verified(self) -> Verified | None:
+        """What verification found by the first kind of local features, if there was any."""
+        return self.evidence[0] if self.evidence else None
+
+    @property
+    def features(self) -> SetFeatures | None:
+        """The first kind of local features, if they are there."""
+        return None if self.verified is None else self.verified.features
 
     @property
     def figures(self) -> dict[str, Mapping[str, float]]:
@@ -200,8 +216,8 @@ class Evaluation:
         for step in self.steps:
             arrays[step.name] = step.ranking.rows
             arrays[f"{step.name} similarity"] = step.ranking.similarity
-        if self.verified is not None:
-            arrays["inliers"] = self.verified.num_inliers
+        for name, kind in zip(_array_names(len(self.evidence)), self.evidence, strict=True):
+            arrays[name] = kind.num_inliers
         write_npz(folder / RANKINGS, arrays)
         content = {**_as_json(saved), "rankings": digest(folder / RANKINGS)}
         write_json(folder / RESULT, sealed(content))
@@ -251,14 +267,34 @@ def compare(
     return Comparison(metric, gain, level, *moved)
 
 
-def verified_by(found: Reranking, config: RerankConfig) -> Verified:
-    """What a re-ranking by ``config`` found, without its order."""
-    settled = replace(config, floor=found.floor)
-    return Verified(settled, found.num_inliers, found.ms_per_pair, found.seconds)
+def verified_by(
+    found: Reranking, configs: Sequence[RerankConfig], features: Sequence[SetFeatures]
+) -> tuple[Verified, ...]:
+    """What a re-ranking by these configs and kinds of features found, without its order."""
+    return tuple(
+        Verified(replace(config, floor=kind.floor), kind.num_inliers, kind.ms_per_pair,
+                 kind.seconds, each)
+        for kind, config, each in zip(found.kinds, configs, features, strict=True)
+    )  # fmt: skip
+
+
+def told_of(evidence: Sequence[Verified]) -> dict[str, Any]:
+    """What a protocol says of verification: of one kind of features, or of each in a list."""
+    configs = [asdict(kind.config) for kind in evidence]
+    made_by = [kind.features and asdict(kind.features.store.made_by) for kind in evidence]
+    alone = len(evidence) == 1
+    return {
+        "rerank": configs[0] if alone else configs,
+        "features": made_by[0] if alone else made_by,
+    }
+
+
+def _array_names(count: int) -> list[str]:
+    return ["inliers", *(f"inliers {number}" for number in range(2, count + 1))][:count]
 
 
 def _as_json(run: Evaluation) -> dict[str, Any]:
-    comparison, verified, source = run.comparison(), run.verified, run.photos.source
+    comparison, source = run.comparison(), run.photos.source
     return {
         "version": VERSION,
         "title": run.title,
@@ -281,14 +317,16 @@ def _as_json(run: Evaluation) -> dict[str, Any]:
             "hurt": len(comparison.hurt),
             "unchanged": len(comparison.unchanged),
         },
-        "verified": verified
-        and {
-            "config": asdict(verified.config),
-            "pairs": int(verified.num_inliers.size),
-            "ms_per_pair": verified.ms_per_pair,
-            "thread_seconds": dict(verified.thread_seconds),
-        },
-        "features": None if run.features is None else str(run.features.store.folder.resolve()),
+        "evidence": [
+            {
+                "config": asdict(kind.config),
+                "pairs": int(kind.num_inliers.size),
+                "ms_per_pair": kind.ms_per_pair,
+                "thread_seconds": dict(kind.thread_seconds),
+                "features": kind.features and str(kind.features.store.folder.resolve()),
+            }
+            for kind in run.evidence
+        ],
         "seconds": dict(run.seconds),
         "skipped": list(run.skipped),
         "notes": list(run.notes),
@@ -321,19 +359,19 @@ def _open(folder: Path, weights: str | None, with_features: bool) -> Evaluation:
             )
             for name, told in content["steps"].items()
         )
-        verified = _verified(content["verified"], arrays.get("inliers"))
-        features = None
-        if with_features and content["features"] is not None:
-            heads = steps[0].ranking.rows[:, : 0 if verified is None else verified.config.top_k]
-            features = features_of_run(folder, Path(content["features"]), photos, heads)
+        shortlists = steps[0].ranking.rows
+        told = zip(_array_names(len(content["evidence"])), content["evidence"], strict=True)
+        evidence = tuple(
+            _verified(each, arrays[name], folder, photos, shortlists if with_features else None)
+            for name, each in told
+        )
         return Evaluation(
             title=content["title"],
             photos=photos,
             steps=steps,
             protocol=protocol,
             seconds=content["seconds"],
-            verified=verified,
-            features=features,
+            evidence=evidence,
             skipped=tuple(content["skipped"]),
             notes=tuple(content["notes"]),
             command=content["command"],
@@ -348,10 +386,19 @@ def _open(folder: Path, weights: str | None, with_features: bool) -> Evaluation:
         ) from error
 
 
-def _verified(told: Mapping[str, Any] | None, num_inliers: np.ndarray | None) -> Verified | None:
-    if told is None or num_inliers is None:
-        return None
+def _verified(
+    told: Mapping[str, Any],
+    num_inliers: np.ndarray,
+    folder: Path,
+    photos: PhotoSet,
+    shortlists: np.ndarray | None,
+) -> Verified:
+    """shortlists: (Q, K) the first ranking, of which the features are opened; None: of none."""
     values = dict(told["config"])
     match, verify = MatchConfig(**values.pop("match")), VerifyConfig(**values.pop("verify"))
     config = RerankConfig(**values, match=match, verify=verify)
-    return Verified(config, num_inliers, told["ms_per_pair"], told["thread_seconds"])
+    features = None
+    if shortlists is not None and told["features"] is not None:
+        heads = shortlists[:, : config.top_k]
+        features = features_of_run(folder, Path(told["features"]), photos, heads)
+    return Verified(config, num_inliers, told["ms_per_pair"], told["thread_seconds"], features)

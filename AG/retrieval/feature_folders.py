@@ -181,6 +181,23 @@ def open_features(root: Path, dataset: str | None = None) -> tuple[PhotoSet, Set
     return photos, features_of_set(photos, store)
 
 
+def open_kinds(
+    roots: Sequence[Path], dataset: str | None = None
+) -> tuple[PhotoSet, list[SetFeatures]]:
+    """`open_features` of several roots: one photo set, and each kind of features of it.
+
+    Raises InputError as that does, and where they are not of the same photos.
+    """
+    opened = [open_features(root, dataset) for root in roots]
+    photos, first = opened[0]
+    for root, (_, features) in zip(roots, opened, strict=True):
+        if features.queries.names != first.queries.names or (
+            features.database.names != first.database.names
+        ):
+            raise InputError(f"{root} has features of other photos than {roots[0]}")
+    return photos, [features for _, features in opened]
+
+
 def sets_of(root: Path, names: Sequence[str]) -> list[str | None]:
     """The sets of ``names`` below ``root``; [None] where ``root`` is itself a set or a store."""
     is_one = any((root / file).is_file() for file in (_POINTER, MANIFEST))

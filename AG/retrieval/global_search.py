@@ -23,12 +23,12 @@ from retrieval.configs.run import Resources
 from retrieval.data import images
 from retrieval.data.photo_sets import PhotoSet, as_photos
 from retrieval.errors import InputError
-from retrieval.evaluation import Evaluation
+from retrieval.evaluation import Evaluation, Verified, score
 from retrieval.feature_folders import SetFeatures, features_of_set, stored_features
 from retrieval.features import FeatureStore
 from retrieval.networks.interface import GlobalNetwork, Network
 from retrieval.progress import Clock
-from retrieval.reranking import Reranking
+from retrieval.reranking import Evidence, Reranking
 from retrieval.search import Ranking
 from retrieval.whitening import Projection, learn_pca
 
@@ -136,17 +136,25 @@ def extract_features(
 
 def verify(
     ranked: Ranking,
-    features: SetFeatures,
-    config: RerankConfig,
+    features: Sequence[SetFeatures],
+    configs: Sequence[RerankConfig],
     resources: Resources,
     clock: Clock,
 ) -> Reranking:
-    """Re-rank the first ``config.top_k`` of each query by geometry."""
-    pairs = int((ranked.rows[:, : config.top_k] >= 0).sum())
+    """Re-rank the first ``top_k`` of each query by geometry; a config for each kind of features."""
+    pairs = int((ranked.rows[:, : configs[0].top_k] >= 0).sum()) * len(features)
     with clock.stage("re-ranking", pairs, "pairs"):
         return reranking.rerank(
-            ranked, features.queries, features.database, config, resources.threads
+            ranked, evidence_of(features, configs), configs[0], resources.threads
         )
+
+
+def evidence_of(features: Sequence[SetFeatures], configs: Sequence[RerankConfig]) -> list[Evidence]:
+    """Features of several kinds, with the geometry of each one's config."""
+    return [
+        Evidence(each.queries, each.database, config.geometry)
+        for each, config in zip(features, configs, strict=True)
+    ]
 
 
 def depth_of(photos: PhotoSet, config: EvaluationConfig) -> int:
@@ -163,70 +171,78 @@ def evaluate(
     *,
     weights: str = "",
     described: Descriptors | None = None,
-    features: FeatureStore | None = None,
+    features: Sequence[FeatureStore] = (),
     resources: Resources | None = None,
 ) -> Evaluation:
     """Evaluate a network on a photo set: steps "global" and, unless switched off, "reranked".
 
     weights: where the network's weights are from, for the protocol. described: the set's
-    descriptors, if known. features: stored local features, of any extractor, to re-rank by instead
-    of the network's own. Raises InputError for photos that cannot be decoded (unless they are to be
-    skipped), for descriptors that are not finite, and for features of other photos.
+    descriptors, if known. features: stored local features, of any extractors, to re-rank by instead
+    of the network's own; several together. Raises InputError for photos that cannot be decoded
+    (unless to be skipped), for descriptors that are not finite, and for features of other photos.
     """
     config, resources = config or EvaluationConfig(), resources or Resources()
     described = described or describe_set(network, photos, config.extract, resources)
-    clock, recalls = Clock({"global descriptors": described.seconds}), config.recall_values
+    clock = Clock({"global descriptors": described.seconds})
     rankings = {"global": rank(described, photos, depth_of(photos, config), clock)}
     settings = protocol.network_settings(network, config.extract, weights) | {"seed": config.seed}
-    local, verified = None, None
+    evidence: tuple[Verified, ...] = ()
     if config.rerank is not None:
         head = rankings["global"].rows[:, : config.rerank.top_k]
-        if features is None:
-            rows = np.unique(head[head >= 0])
-            rows = np.arange(len(photos.database)) if config.all_local_features else rows
-            local = extract_features(network, photos, rows, config, resources, clock)
+        local = [stored_features(photos, store, head) for store in features]
+        if not local:
+            every = config.all_local_features
+            rows = np.arange(len(photos.database)) if every else np.unique(head[head >= 0])
+            local = [extract_features(network, photos, rows, config, resources, clock)]
             settings["projection"] = {key: str(value) for key, value in asdict(config.pca).items()}
-        else:
-            local = stored_features(photos, features, head)
-        found = verify(rankings["global"], local, config.rerank, resources, clock)
-        rankings["reranked"], verified = found.ranking, evaluation.verified_by(found, config.rerank)
-        settings |= {"rerank": asdict(verified.config), "features": asdict(local.store.made_by)}
+        configs = _configs_of(local, config.rerank)
+        found = verify(rankings["global"], local, configs, resources, clock)
+        rankings["reranked"] = found.ranking
+        evidence = evaluation.verified_by(found, configs, local)
+        settings |= evaluation.told_of(evidence)
     return Evaluation(
         title=f"{photos.name} by {getattr(network.config, 'backbone', '')}",
         photos=photos,
-        steps=tuple(evaluation.score(*each, photos, recalls) for each in rankings.items()),
+        steps=tuple(score(*each, photos, config.recall_values) for each in rankings.items()),
         protocol=protocol.protocol_of(photos, settings),
         seconds=clock.seconds,
-        verified=verified,
-        features=local,
+        evidence=evidence,
         skipped=described.skipped(photos),
     )
+
+
+def _configs_of(local: Sequence[SetFeatures], rerank: RerankConfig) -> list[RerankConfig]:
+    """How each kind of features verifies; of one kind alone the flags say all."""
+    if len(local) == 1:
+        return [rerank]
+    return [rerank.suited_to(each.store.made_by.extractor) for each in local]
 
 
 def rerank(run: Evaluation, **settings: Any) -> Evaluation:
     """An evaluation's first ranking re-ranked anew from its stored features; no network is needed.
 
     settings: fields of `RerankConfig` that differ from how ``run`` was re-ranked; without a floor
-    among them, it is measured anew. Raises InputError
-    where ``run`` has no local features, or ``top_k`` is beyond those that it has.
+    among them, it is measured anew. Raises InputError where ``run`` has no local features, or
+    ``top_k`` is beyond those that it has.
     """
-    verified, features = run.local()
-    config = replace(verified.config, **{"floor": None, **settings})
-    if config.top_k > verified.config.top_k:
+    verified, _ = run.local()
+    configs = [replace(kind.config, **{"floor": None, **settings}) for kind in run.evidence]
+    if configs[0].top_k > verified.config.top_k:
         raise InputError(
-            f"top_k {config.top_k}: {run.place} has local features of the first "
+            f"top_k {configs[0].top_k}: {run.place} has local features of the first "
             f"{verified.config.top_k} predictions of each query"
         )
     clock = Clock()
-    found = verify(run.first.ranking, features, config, Resources(), clock)
+    features = [kind.features for kind in run.evidence if kind.features is not None]
+    found = verify(run.first.ranking, features, configs, Resources(), clock)
     recall_values = [int(name[2:]) for name in run.first.figures if name.startswith("R@")]
-    step = evaluation.score("reranked", found.ranking, run.photos, recall_values or RECALL_VALUES)
-    verified = evaluation.verified_by(found, config)
-    told = {**run.protocol.settings, "rerank": asdict(verified.config)}
+    step = score("reranked", found.ranking, run.photos, recall_values or RECALL_VALUES)
+    evidence = evaluation.verified_by(found, configs, features)
+    told = {**run.protocol.settings, **evaluation.told_of(evidence)}
     return replace(
         run,
         steps=(run.first, step),
-        verified=verified,
+        evidence=evidence,
         protocol=replace(run.protocol, settings=told),
         seconds=clock.seconds,
         notes=(),

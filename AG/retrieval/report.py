@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from retrieval.evaluation import Evaluation
+from retrieval.evaluation import Evaluation, Verified
 from retrieval.feature_folders import SetFeatures
 from retrieval.files import write_atomically
 from retrieval.metrics import first_hit_rank, rank_of
@@ -41,27 +41,31 @@ def notes(run: Evaluation) -> list[str]:
     """Sentences on what the last step did, what verification cost, and what was skipped."""
     lines = [*run.notes]
     lines += _on_unanswerable(run)
-    comparison, verified = run.comparison(), run.verified
+    comparison = run.comparison()
     if comparison is not None:
-        floor = "" if verified is None else f"; floor {verified.config.floor:g} inliers"
+        names = [f" of {kind.name}" * (len(run.evidence) > 1) for kind in run.evidence]
+        floors = zip(names, run.evidence, strict=True)
+        floor = "".join(f"; floor {kind.config.floor:g} inliers{name}" for name, kind in floors)
         lines.append(
             f"{run.last.name}: {comparison.in_words()}; first positive moved up for "
             f"{len(comparison.helped)} queries, down for {len(comparison.hurt)}, stayed for "
             f"{len(comparison.unchanged)}{floor}"
         )
-    if verified is not None and verified.num_inliers.size:
-        stages = ("loading", "matching", "verification")
-        parts = ", ".join(f"{name} {verified.thread_seconds[name]:.1f} s" for name in stages)
-        lines.append(
-            f"{verified.num_inliers.size} pairs verified, {verified.ms_per_pair:.2f} ms each "
-            f"(over all threads: {parts})"
-        )
+    lines += [_on_cost(kind) for kind in run.evidence if kind.num_inliers.size]
     if run.features is not None:
         lines += _on_sizes(run.features)
-        lines.append(f"local features: {run.features.store.folder}")
+    stores = [str(kind.features.store.folder) for kind in run.evidence if kind.features is not None]
+    lines += [f"local features: {' and '.join(stores)}"] if stores else []
     if run.skipped:
         lines.append(f"SKIPPED {len(run.skipped)} images that could not be decoded")
     return lines
+
+
+def _on_cost(kind: Verified) -> str:
+    stages = ("loading", "matching", "verification")
+    parts = ", ".join(f"{name} {kind.thread_seconds[name]:.1f} s" for name in stages)
+    pairs = f"{kind.num_inliers.size} pairs verified, {kind.ms_per_pair:.2f} ms each"
+    return f"{pairs} (over all threads: {parts})"
 
 
 def _on_unanswerable(run: Evaluation) -> list[str]:

@@ -1,82 +1,162 @@
 """Re-ranking: matches and verifies every query with the head of its ranking, and reorders that.
 
 It is made to be safe. Even photos of different places share some inliers by chance; the floor is
-what such pairs reach, and only inliers above it count. Without any, the old order stays.
+what such pairs reach, and only inliers above it count. Without any, the old order stays. Several
+kinds of local features may have a say: each is held against its own chance, in its own measure.
 """
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from retrieval.configs.rank import RerankConfig
+from retrieval.configs.rank import Geometry, RerankConfig
 from retrieval.errors import InputError
 from retrieval.features import LocalFeatures
 from retrieval.search import Ranking
 from retrieval.verification import STAGES, count_inliers
+
+# A photo is believed to show the query's place if one random pair in a hundred has its inliers.
+BELIEVED = 0.01
+
+
+class Evidence(NamedTuple):
+    """Local features of one kind, by the rows of queries and database, and how they verify."""
+
+    queries: Sequence[LocalFeatures]
+    database: Sequence[LocalFeatures]
+    geometry: Geometry
+
+
+@dataclass(frozen=True)
+class Chance:
+    """How many inliers photos of different places share, measured on random pairs.
+
+    Above the floor chance is taken to fall off exponentially, as inlier counts do.
+
+    floor: a quantile of their counts: up to it inliers are no evidence.
+    scale: mean count of inliers above the floor, of the pairs that have more.
+    share: of random pairs that have more than the floor.
+    pairs: how many there were.
+    """
+
+    floor: float
+    scale: float
+    share: float
+    pairs: int
+
+    @property
+    def belief(self) -> float:
+        """The inliers that the share `BELIEVED` of random pairs reaches."""
+        return self.floor + self.scale * max(float(np.log(self.share / BELIEVED)), 0.0)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one kind of local features found.
+
+    num_inliers: (Q, k) int64, of the first k entries of the *old* ranking.
+    chance:      what random pairs have.
+    floor:       inliers that counted for nothing: chance's, or what was asked for.
+    seconds:     of processor for "loading" features, "matching" and "verification", summed over
+                 threads, and "elapsed", the whole by the clock.
+    ms_per_pair: elapsed milliseconds per verified pair (random pairs of the floor included).
+    """
+
+    num_inliers: np.ndarray
+    chance: Chance
+    floor: float
+    seconds: dict[str, float]
+    ms_per_pair: float
 
 
 @dataclass(frozen=True)
 class Reranking:
     """What re-ranking found.
 
-    ranking:     the new order of each row, and the similarity of the same entries.
-    num_inliers: (Q, k) int64, of the first k entries of the *old* ranking.
-    floor:       inliers that counted for nothing.
-    seconds:     of processor for "loading" features, "matching" and "verification", summed over
-                 threads, and "elapsed", the whole by the clock.
-    ms_per_pair: elapsed milliseconds per verified pair (random pairs of the floor included).
+    ranking:  the new order of each row, and the similarity of the same entries.
+    kinds:    what each kind of local features found, at least one.
+    strength: (Q, k) float64 of the first k entries of the *old* ranking: inliers above the floor,
+              summed over the kinds (`summed`).
+    belief:   strength from which a photo is believed to show the query's place.
     """
 
     ranking: Ranking
-    num_inliers: np.ndarray
-    floor: float
-    seconds: dict[str, float]
-    ms_per_pair: float
+    kinds: tuple[Found, ...]
+    strength: np.ndarray
+    belief: float
+
+    @property
+    def first(self) -> Found:
+        """What the first kind found."""
+        return self.kinds[0]
 
 
 def rerank(
     ranked: Ranking,
-    query_features: Sequence[LocalFeatures],
-    database_features: Sequence[LocalFeatures],
+    evidence: Sequence[Evidence],
     config: RerankConfig,
     threads: int | None = None,
 ) -> Reranking:
     """Verify the first `top_k` of each row of a ranking and reorder them by `reorder`.
 
-    query_features and database_features give the features of a row of either set, and are asked
-    from several threads (None: as many as torch uses). The result is the same for every number of
-    threads. While it runs, torch and OpenCV are set to one thread each (the pairs are what is
-    spread over threads), and set back at the end. Rows of queries that could not be read stay.
-    Raises InputError for a ranking with repeats or negative rows, and as `match`, `verify_matches`.
+    evidence: at least one kind of local features; they are asked from several threads (None: as
+    many as torch uses). ``config`` says all but the geometry, which each kind has of its own. The
+    result is the same for every number of threads. While it runs, torch and OpenCV are set to one
+    thread each (the pairs are what is spread over threads), and set back at the end. Rows of
+    queries that could not be read stay. Raises InputError for a ranking with repeats or negative
+    rows, and as `match`, `verify_matches`.
     """
     _check_ranking(ranked)
     asked = np.flatnonzero(ranked.rows[:, 0] >= 0) if ranked.rows.size else np.empty(0, np.int64)
     rows, similarity = ranked.rows[asked], ranked.similarity[asked]
     head = rows[:, : config.top_k]
     pairs = [(int(q), int(d)) for q, row in zip(asked, head, strict=True) for d in row]
-    drawn = random_pairs(rows, config) if config.floor is None else []
-    chance = [(int(asked[q]), d) for q, d in drawn]
-
-    start = time.perf_counter()
-    counted = count_inliers(
-        pairs + chance, query_features, database_features, [config.geometry], threads
-    )
-    seconds = dict(zip(STAGES, counted.seconds[0].tolist(), strict=True))
-    seconds["elapsed"] = time.perf_counter() - start
-
-    counts = counted.num_inliers[0]
-    num_inliers = np.zeros((len(ranked.rows), head.shape[1]), np.int64)
-    num_inliers[asked] = counts[: len(pairs)].reshape(head.shape)
-    measured = measure_floor(counts[len(pairs) :], config.floor_quantile)
-    floor = measured if config.floor is None else config.floor
-    new_rows, order = reorder(rows, similarity, num_inliers[asked], floor, config.fusion)
+    chance = [(int(asked[q]), d) for q, d in random_pairs(rows, config)]
+    kinds, by_chance = [], []
+    for each in evidence:
+        counts, seconds = _count(pairs + chance, each, threads)
+        num_inliers = np.zeros((len(ranked.rows), head.shape[1]), np.int64)
+        num_inliers[asked] = counts[: len(pairs)].reshape(head.shape)
+        measured = measure_chance(counts[len(pairs) :], config.floor_quantile)
+        floor = measured.floor if config.floor is None else config.floor
+        ms_per_pair = 1000 * seconds["elapsed"] / max(len(counts), 1)
+        kinds.append(Found(num_inliers, measured, floor, seconds, ms_per_pair))
+        by_chance.append(counts[len(pairs) :])
+    strength = summed(kinds, [kind.num_inliers for kind in kinds])
+    belief = measure_chance(summed(kinds, by_chance), config.floor_quantile).belief
+    new_rows, order = reorder(rows, similarity, strength[asked], 0, config.fusion)
     new = Ranking(ranked.rows.astype(np.int64), ranked.similarity.copy())
     new.rows[asked] = new_rows
     new.similarity[asked] = np.take_along_axis(similarity, order, axis=1)
-    ms_per_pair = 1000 * seconds["elapsed"] / max(len(counts), 1)
-    return Reranking(new, num_inliers, floor, seconds, ms_per_pair)
+    return Reranking(new, tuple(kinds), strength, belief)
+
+
+def _count(
+    pairs: list[tuple[int, int]], evidence: Evidence, threads: int | None
+) -> tuple[np.ndarray, dict[str, float]]:
+    start = time.perf_counter()
+    counted = count_inliers(
+        pairs, evidence.queries, evidence.database, [evidence.geometry], threads
+    )
+    seconds = dict(zip(STAGES, counted.seconds[0].tolist(), strict=True))
+    return counted.num_inliers[0], seconds | {"elapsed": time.perf_counter() - start}
+
+
+def summed(kinds: Sequence[Found], num_inliers: Sequence[np.ndarray]) -> np.ndarray:
+    """Inliers above the floor of each kind, summed in one measure: float64, shaped as each count.
+
+    An inlier of a kind counts the less, the more of them chance gives: each kind is divided by its
+    scale, and the sum multiplied by their mean. So the inliers of one kind alone stay what they
+    are. The measure is the logarithm of how rare such a count is by chance, and sums of those add
+    up evidence that is independent, as in Fisher's combination of p-values.
+    """
+    mean = float(np.mean([kind.chance.scale for kind in kinds]))
+    each = zip(kinds, num_inliers, strict=True)
+    parts = [np.maximum(n - k.floor, 0) * (mean / k.chance.scale) for k, n in each]
+    return np.sum(parts, axis=0)
 
 
 def reorder(
@@ -129,11 +209,19 @@ def random_pairs(ranking: np.ndarray, config: RerankConfig) -> list[tuple[int, i
     return sorted(pairs)
 
 
-def measure_floor(num_inliers: np.ndarray, quantile: float = RerankConfig.floor_quantile) -> float:
-    """The floor: a quantile of the inlier counts of random pairs; 0 if there are none."""
+def measure_chance(
+    num_inliers: np.ndarray, quantile: float = RerankConfig.floor_quantile
+) -> Chance:
+    """What the inlier counts (P,) of random pairs say; floor 0 if there are none.
+
+    Cautious where pairs are few: with P pairs no share below 1 / (P + 1) is claimed.
+    """
     if len(num_inliers) == 0:
-        return 0.0
-    return float(np.quantile(num_inliers, quantile, method="higher"))
+        return Chance(0.0, 1.0, 1.0, 0)
+    floor = float(np.quantile(num_inliers, quantile, method="higher"))
+    above = num_inliers[num_inliers > floor] - floor
+    scale = float(above.mean()) if len(above) else float(num_inliers.mean()) + 1
+    return Chance(floor, scale, (len(above) + 1) / (len(num_inliers) + 1), len(num_inliers))
 
 
 def _check_ranking(ranked: Ranking) -> None:

@@ -40,6 +40,9 @@ def read_result(folder: Path) -> dict[str, Any]:
             f"{file} is of {'an older' if version is None else 'another'} version of this project: "
             f"{REMEDY}"
         )
+    if "evidence" not in content and isinstance(content.get("verified", 0), dict | None):
+        told = content["verified"]  # as runs with one kind of local features wrote it
+        content["evidence"] = [{**told, "features": content.get("features")}] if told else []
     return content
 
 
@@ -89,9 +92,9 @@ def read_arrays(
                 f"{file}: {name} is no ranking of {len(photos.database)} photos for "
                 f"{len(photos.queries)} queries: {REMEDY}"
             )
-    inliers = arrays.get("inliers", np.zeros((shape[0], 0), np.int64))
-    if inliers.ndim != 2 or len(inliers) != shape[0] or inliers.shape[1] > shape[1]:
-        raise InputError(f"{file}: inliers {inliers.shape} of a ranking {shape}: {REMEDY}")
+    for inliers in (array for name, array in arrays.items() if name.startswith("inliers")):
+        if inliers.ndim != 2 or len(inliers) != shape[0] or inliers.shape[1] > shape[1]:
+            raise InputError(f"{file}: inliers {inliers.shape} of a ranking {shape}: {REMEDY}")
     return arrays
 
 

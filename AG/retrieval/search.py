@@ -36,6 +36,41 @@ def without(ranking: Ranking, left_out: Sequence[np.ndarray] | None) -> Ranking:
     return Ranking(np.take_along_axis(rows, kept, 1), np.take_along_axis(similarity, kept, 1))
 
 
+# Scores of several indexes are compared with the mean of so many best ones of the same query.
+_BEST = 10
+
+
+def summed(scores: Sequence[np.ndarray]) -> np.ndarray:
+    """One score (…, N) of those that several indexes give to the same N photos, higher is better.
+
+    Each is divided by the mean of the query's ten best, since every index has a measure of its own.
+    One index alone is left as it is.
+    """
+    if len(scores) == 1:
+        return scores[0]
+    return np.sum([each / _mean_of_best(each) for each in scores], axis=0)
+
+
+def _mean_of_best(scores: np.ndarray) -> np.ndarray:
+    """(…, 1): the mean of the ten best of the last axis; 1 where that is not above 0."""
+    mean = np.sort(scores, axis=-1)[..., -_BEST:].mean(axis=-1, keepdims=True)
+    return np.where(mean > 0, mean, 1)
+
+
+def fused(rankings: Sequence[Ranking]) -> Ranking:
+    """One ranking of several that each hold all N database photos, (Q, N), by `summed`."""
+    if len(rankings) == 1:
+        return rankings[0]
+    scores = []
+    for ranking in rankings:
+        by_row = np.empty_like(ranking.similarity)
+        np.put_along_axis(by_row, ranking.rows, ranking.similarity, axis=1)
+        scores.append(by_row)
+    total = summed(scores).astype(np.float32)
+    rows = np.argsort(-total, axis=1, kind="stable")
+    return Ranking(rows, np.take_along_axis(total, rows, axis=1))
+
+
 def knn(queries: np.ndarray, database: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k rows of the database with the largest inner product with each query, best first.
 

@@ -3,41 +3,46 @@
 Chum, Philbin, Sivic, Isard, Zisserman, "Total recall", ICCV 2007.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from retrieval.configs.rank import ExpandConfig, RerankConfig
+from retrieval.configs.rank import ExpandConfig, Geometry
 from retrieval.features import LocalFeatures
 from retrieval.reranking import Reranking
 from retrieval.search import Ranking
 from retrieval.verification import match
 
 
-def believed(reranked: Reranking, ranked: Ranking, config: ExpandConfig) -> list[np.ndarray]:
+def believed(found: Reranking, ranked: Ranking, config: ExpandConfig) -> list[np.ndarray]:
     """For each query the images with enough inliers, in the order of the new ranking.
 
-    ranked: the ranking (Q, K) before.
+    Enough are those that chance hardly gives, unless ``config`` says how many (of one kind of
+    features). ranked: the ranking (Q, K) before.
     """
-    k = reranked.num_inliers.shape[1]
-    rows = []
-    for new, old, inliers in zip(
-        reranked.ranking.rows[:, :k], ranked.rows[:, :k], reranked.num_inliers, strict=True
-    ):
-        rows.append(new[np.isin(new, old[inliers >= config.expand_inliers])])
-    return rows
+    k = found.strength.shape[1]
+    if config.expand_inliers is None:
+        enough = (found.strength > 0) & (found.strength >= found.belief)
+    else:
+        enough = np.any([kind.num_inliers >= config.expand_inliers for kind in found.kinds], axis=0)
+    return [
+        new[np.isin(new, old[row])]
+        for new, old, row in zip(found.ranking.rows[:, :k], ranked.rows[:, :k], enough, strict=True)
+    ]
 
 
 def expanded(
-    query: LocalFeatures, images: "list[LocalFeatures]", config: RerankConfig
+    query: LocalFeatures, images: Sequence[LocalFeatures], geometry: Geometry
 ) -> np.ndarray:
     """(n, d): descriptors of the query, and of those features of images that lie in it.
 
-    An image's features are taken back by its transform (fitted as ``config`` says) into the box
+    An image's features are taken back by its transform (fitted as ``geometry`` says) into the box
     of the query's own keypoints.
     """
     parts = [query.descriptors]
     low, high = query.keypoints.min(axis=0), query.keypoints.max(axis=0)
     for image in images:
-        model = match(query, image, config.geometry).verification.model
+        model = match(query, image, geometry).verification.model
         if model is not None and abs(np.linalg.det(model)) > 1e-12:
             points = _transformed(image.keypoints, np.linalg.inv(model))
             parts.append(image.descriptors[((points >= low) & (points <= high)).all(axis=1)])

@@ -23,7 +23,7 @@ from pathlib import Path
 from retrieval import comparison
 from retrieval.errors import InputError
 from retrieval.evaluation import Evaluation, Step
-from retrieval.feature_folders import open_features, sets_of
+from retrieval.feature_folders import open_kinds, sets_of
 from retrieval.files import write_atomically, write_json
 from voc_tree.pipeline import WordSearch
 
@@ -38,15 +38,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = rows_in_words(asked.rows, asked.vary)
     rows_asked = [(each, tree_flags.read_row(each)) for each in words]  # all, before any work
     script.begin(asked.directory)
-    for dataset in sets_of(rows_asked[0][1].root, asked.test_datasets):
+    for dataset in sets_of(rows_asked[0][1].roots[0], asked.test_datasets):
         name = dataset or "store"
         found: list[tuple[str, Evaluation, Step]] = []
-        searches: dict[Path, WordSearch] = {}
+        searches: dict[tuple[Path, ...], WordSearch] = {}
         for row, each in rows_asked:
-            root = each.root
-            if root not in searches:
-                searches[root] = WordSearch(*open_features(root, dataset))
-            searched = searches[root].evaluate(each.settings)
+            if each.roots not in searches:
+                searches[each.roots] = WordSearch(*open_kinds(each.roots, dataset))
+            searched = searches[each.roots].evaluate(each.settings)
             found.append((row or "defaults", searched, searched.last))
             rows = comparison.side_by_side(found, LEVEL)
             text = comparison.table(rows)

@@ -25,7 +25,7 @@ from retrieval.data.photo_sets import PhotoSet
 from retrieval.drawing.html_report.page import write_report
 from retrieval.errors import InputError
 from retrieval.evaluation import Evaluation
-from retrieval.feature_folders import open_features, sets_of
+from retrieval.feature_folders import open_kinds, sets_of
 from retrieval.files import write_atomically
 from retrieval.saved_run import read_result
 from voc_tree.pipeline import WordSearch
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Search every test set; print the lines of delf_pytorch, and save each evaluation."""
     asked = tree_flags.read_search(__doc__, argv)
     config, names = asked.settings, asked.test_datasets
-    sets = [open_features(asked.root, name) for name in sets_of(asked.root, names)]
+    sets = [open_kinds(asked.roots, name) for name in sets_of(asked.roots[0], names)]
 
     for photos, _ in sets:
         check_own(asked.directory / photos.name, photos)
@@ -46,15 +46,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     lines: list[str] = []
     for photos, features in sets:
         folder = asked.directory / photos.name
-        file = folder / "tree.safetensors"
-        codebook = None if asked.train else Tree.load(file)
-        if codebook is not None:
-            codebook.check(config.tree, asdict(features.store.made_by))
-        search = WordSearch(photos, features, codebook)
+        files = tree_files(folder, len(features))
+        codebooks = [] if asked.train else [Tree.load(file) for file in files]
+        for codebook, each in zip(codebooks, features if codebooks else [], strict=True):
+            codebook.check(config.tree, asdict(each.store.made_by))
+        search = WordSearch(photos, features, codebooks)
         said = [f"# branchs = {config.tree.tree_branch}", f"# height = {config.tree.tree_height}"]
-        if codebook is None:
+        if asked.train:
             start = time.perf_counter()
-            search.tree(config.tree).save(file)
+            for kind, file in enumerate(files):
+                search.tree(config.tree, kind).save(file)
             said.append(f">> Training finished in {time.perf_counter() - start} s")
         found = search.evaluate(config).save(folder)
         said += printed(found, photos.name, config)
@@ -64,6 +65,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         report.write_predictions(folder / "predictions.csv", found, 20)
         write_report(folder / "report.html", found, asked.report_queries)
         log.info("report: %s", folder / "report.html")
+
+
+def tree_files(folder: Path, count: int) -> list[Path]:
+    """Where the trees of ``count`` kinds of features are kept."""
+    numbers = ["", *(f"_{number}" for number in range(2, count + 1))]
+    return [folder / f"tree{number}.safetensors" for number in numbers[:count]]
 
 
 def check_own(folder: Path, photos: PhotoSet) -> None:

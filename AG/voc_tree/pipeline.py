@@ -6,14 +6,12 @@ Every step tells `progress.advance` how many photos, queries or pairs are done.
 
 import functools
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 
 from retrieval import evaluation, progress, reranking, search
 from retrieval.configs.rank import (
-    ExpandConfig,
-    RerankConfig,
     ScoreConfig,
     TreeConfig,
     WordsConfig,
@@ -25,7 +23,7 @@ from retrieval.feature_folders import SetFeatures, check_complete
 from retrieval.features import LocalFeatures
 from retrieval.progress import Clock
 from retrieval.protocol import protocol_of
-from retrieval.reranking import Reranking
+from retrieval.reranking import Evidence, Reranking
 from retrieval.search import Ranking
 from voc_tree import expansion, hamming, scoring, tree
 from voc_tree.index import Index, nearest_words
@@ -94,22 +92,26 @@ def _stacked(rows: list[tuple[np.ndarray, np.ndarray]], width: int) -> Ranking:
 
 
 def expand(
-    features: SetFeatures,
-    index: Index,
+    features: Sequence[SetFeatures],
+    indexes: Sequence[Index],
     ranked: Ranking,
-    verified: Reranking,
-    config: ExpandConfig,
-    rerank: RerankConfig,
+    found: Reranking,
+    config: WordsConfig,
 ) -> Ranking:
-    """Ask again with the features of verified photos, which stay first."""
+    """Ask every index again with the features of verified photos, which stay first."""
+    assert config.expand is not None
+    geometries = [rerank.geometry for rerank in config.reranks(extractors_of(features))]
     rows = []
-    believed = expansion.believed(verified, ranked, config)
-    for row, (query, photos) in enumerate(zip(features.queries, believed, strict=True)):
+    for row, photos in enumerate(expansion.believed(found, ranked, config.expand)):
         if len(photos) == 0:
-            rows.append((verified.ranking.rows[row], verified.ranking.similarity[row]))
+            rows.append((found.ranking.rows[row], found.ranking.similarity[row]))
         else:
-            friends = [features.database[int(photo)] for photo in photos[: config.expand_num]]
-            scores = index.scores(expansion.expanded(query, friends, rerank))
+            lenders, each_scores = photos[: config.expand.expand_num], []
+            for each, index, geometry in zip(features, indexes, geometries, strict=True):
+                friends = [each.database[int(photo)] for photo in lenders]
+                asked = expansion.expanded(each.queries[row], friends, geometry)
+                each_scores.append(index.scores(asked))
+            scores = search.summed(each_scores)
             best = scoring.best(scores)[0]
             best = best[np.isin(best, ranked.rows[row])]  # a query is no answer to itself
             ranking = expansion.verified_first(photos, best)
@@ -118,81 +120,96 @@ def expand(
     return _stacked(rows, ranked.rows.shape[1])
 
 
-class WordSearch:
-    """A photo set with stored local features, searched by visual words.
+def extractors_of(features: Sequence[SetFeatures]) -> list[str]:
+    """What made each kind of features."""
+    return [each.store.made_by.extractor for each in features]
 
-    What two settings share (tree, index, ranking, verification) is done once. ``codebook`` is a
-    tree that is taken whatever the settings say, or None.
+
+class WordSearch:
+    """A photo set with stored local features of one or several kinds, searched by visual words.
+
+    Each kind has a tree and an index of its own; what they say is summed (`search.summed`,
+    `reranking.summed`). What two settings share (tree, index, ranking, verification) is done once.
+    ``codebooks`` are trees, one for each kind, that are taken whatever the settings say.
     """
 
     def __init__(
-        self, photos: PhotoSet, features: SetFeatures, codebook: Tree | None = None
+        self, photos: PhotoSet, features: Sequence[SetFeatures], codebooks: Sequence[Tree] = ()
     ) -> None:
-        check_complete(features)
-        self.photos, self.features, self._codebook = photos, features, codebook
+        for each in features:
+            check_complete(each)
+        self.photos, self.features, self._codebooks = photos, features, codebooks
         self._clock = Clock()
         self.tree = functools.cache(self._tree)
-        self._index = functools.lru_cache(1)(self._build_index)
+        self._index = functools.lru_cache(len(features))(self._build_index)
         self._ranked = functools.cache(self._rank)
         self._verified = functools.cache(self._verify)
 
-    def _tree(self, config: TreeConfig) -> Tree:
-        if self._codebook is not None:
-            return self._codebook
+    def _tree(self, config: TreeConfig, kind: int) -> Tree:
+        if self._codebooks:
+            return self._codebooks[kind]
         with self._clock.stage("tree"):
-            return train_tree(self.features, config)
+            return train_tree(self.features[kind], config)
 
-    def _build_index(self, tree_config: TreeConfig, config: ScoreConfig) -> Index:
-        codebook = self.tree(tree_config)
+    def _build_index(self, tree_config: TreeConfig, config: ScoreConfig, kind: int) -> Index:
+        codebook = self.tree(tree_config, kind)
         with self._clock.stage("index", len(self.photos.database)):
-            return index_database(self.features.database, codebook, config)
+            return index_database(self.features[kind].database, codebook, config)
 
     def _rank(
         self, tree_config: TreeConfig, config: ScoreConfig
     ) -> tuple[Ranking, tuple[str, ...]]:
-        """The ranking, and what is to be said of its index."""
-        index = self._index(tree_config, config)
-        with self._clock.stage("search", len(self.photos.queries), "queries"):
-            ranked = rank(self.features.queries, index)
-        return search.without(ranked, self.photos.selves), _notes(index)
+        """The ranking, and what is to be said of its indexes."""
+        rankings: list[Ranking] = []
+        notes: list[str] = []
+        for kind, features in enumerate(self.features):
+            index = self._index(tree_config, config, kind)
+            with self._clock.stage("search", len(self.photos.queries), "queries"):
+                rankings.append(rank(features.queries, index))
+            about = f"{features.store.made_by.extractor}: " if len(self.features) > 1 else ""
+            notes += [about + note for note in _notes(index)]
+        return search.without(search.fused(rankings), self.photos.selves), tuple(notes)
 
-    def _verify(
-        self, tree_config: TreeConfig, score: ScoreConfig, config: RerankConfig
-    ) -> Reranking:
-        ranked, _ = self._ranked(tree_config, score)
-        with self._clock.stage("verification", ranked.rows[:, : config.top_k].size, "pairs"):
-            return reranking.rerank(ranked, self.features.queries, self.features.database, config)
+    def _verify(self, config: WordsConfig) -> Reranking:
+        ranked, _ = self._ranked(config.tree, config.score)
+        configs = config.reranks(extractors_of(self.features))
+        evidence = [
+            Evidence(each.queries, each.database, rerank.geometry)
+            for each, rerank in zip(self.features, configs, strict=True)
+        ]
+        pairs = ranked.rows[:, : configs[0].top_k].size * len(evidence)
+        with self._clock.stage("verification", pairs, "pairs"):
+            return reranking.rerank(ranked, evidence, configs[0])
 
     def evaluate(self, config: WordsConfig) -> Evaluation:
         """Search by one setting: steps "words", and where asked for "verified" and "expanded"."""
-        made_by = self.features.store.made_by
-        config = config.suited_to(made_by.extractor)
         words, notes = self._ranked(config.tree, config.score)
-        rankings, verified = {"words": words}, None
+        rankings = {"words": words}
+        evidence: tuple[evaluation.Verified, ...] = ()
         if config.rerank is not None:
-            found = self._verified(config.tree, config.score, config.rerank)
+            found = self._verified(replace(config, expand=None))
             rankings["verified"] = found.ranking
-            verified = evaluation.verified_by(found, config.rerank)
+            configs = config.reranks(extractors_of(self.features))
+            evidence = evaluation.verified_by(found, configs, self.features)
             if config.expand is not None:
-                index = self._index(config.tree, config.score)
+                kinds = range(len(self.features))
+                indexes = [self._index(config.tree, config.score, kind) for kind in kinds]
                 with self._clock.stage("expansion", len(self.photos.queries), "queries"):
-                    rankings["expanded"] = expand(
-                        self.features, index, words, found, config.expand, config.rerank
-                    )
-        settings = {"features": asdict(made_by), **asdict(config)}
-        if verified is not None:
-            settings["rerank"] = asdict(verified.config)
+                    rankings["expanded"] = expand(self.features, indexes, words, found, config)
+        made_by = [asdict(each.store.made_by) for each in self.features]
+        settings = {"features": made_by[0] if len(made_by) == 1 else made_by, **asdict(config)}
+        settings |= evaluation.told_of(evidence) if evidence else {}
         seconds, self._clock.seconds = self._clock.seconds, {}
+        names = " and ".join(extractors_of(self.features))
         return Evaluation(
-            title=f"{self.photos.name} by visual words of {made_by.extractor} features",
+            title=f"{self.photos.name} by visual words of {names} features",
             photos=self.photos,
             steps=tuple(
                 evaluation.score(name, ranking, self.photos) for name, ranking in rankings.items()
             ),
             protocol=protocol_of(self.photos, settings),
             seconds=seconds,
-            verified=verified,
-            features=self.features,
+            evidence=evidence,
             notes=notes,
         )
 

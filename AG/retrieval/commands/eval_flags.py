@@ -33,9 +33,10 @@ class EvaluationOptions(
     rerank_config: the file that had a say in the re-ranking; None with --no_rerank.
     """
 
-    local_features: Path | None = setting(
-        None,
-        "re-rank by these stored local features (of SIFT, DELF, …), not by the network's own",
+    local_features: tuple[Path, ...] = setting(
+        (),
+        "re-rank by these stored local features (of SIFT, DELF, …), not by the network's own; by "
+        "several kinds together",
         "STORE",
         group="Local features",
     )

@@ -196,13 +196,14 @@ def _options(about: About, kind: Any, default: Any) -> dict[str, Any]:
     if kind == tuple[str, ...]:
         return options | {"type": names, "metavar": "NAMES"}
     if typing.get_origin(kind) is tuple:
-        reader = scales if typing.get_args(kind)[0] is float else int
-        return options | {"nargs": "+", "type": reader, "metavar": about.unit or "N"}
+        part = typing.get_args(kind)[0]
+        reader, metavar = scales if part is float else part, about.unit or _METAVARS.get(part, "N")
+        return options | {"nargs": "+", "type": reader, "metavar": metavar}
     return options | {"type": kind, "metavar": about.unit or _METAVARS.get(kind)}
 
 
 def _default_in_words(default: Any) -> str:
-    if default in ("", None) or isinstance(default, bool):
+    if default in ("", None, ()) or isinstance(default, bool):
         return ""
     values = default if isinstance(default, tuple) else (default,)
     words = [f"{each:.4g}" if isinstance(each, float) else str(each) for each in values]

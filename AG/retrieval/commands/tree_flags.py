@@ -52,10 +52,10 @@ _TEXTS["ratio"] += f" (default: no test; {SIFT_RATIO} for SIFT)"
 class FeaturesFlags(Config, group="Data"):
     """Which local features are searched, and how."""
 
-    root: Path = setting(
-        Path("features/sift"),
+    roots: tuple[Path, ...] = setting(
+        (Path("features/sift"),),
         "folder of the local features, with a folder for each test set; or one feature store, such "
-        "as eval.py fills",
+        "as eval.py fills. Several: kinds of features that are searched and verified together",
         flag="root_directory",
     )
     settings: WordsConfig = field(default_factory=WordsConfig)

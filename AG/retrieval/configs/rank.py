@@ -1,6 +1,7 @@
 """How a database is ranked: matching, verification, re-ranking, visual words, expansion."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -148,6 +149,10 @@ class Geometry:
         return Matching(self.num_features, dataclasses.replace(self.match, max_distance=None))
 
 
+# Lowe's ratio test of SIFT, unless --ratio says something else.
+SIFT_RATIO = 0.9
+
+
 @dataclass(frozen=True)
 class RerankConfig(Config, group="Re-ranking"):
     """How rankings are verified and reordered.
@@ -198,6 +203,12 @@ class RerankConfig(Config, group="Re-ranking"):
     def geometry(self) -> Geometry:
         """The part that decides how many inliers a pair has; the rest is order."""
         return Geometry(self.num_features, self.match, self.verify)
+
+    def suited_to(self, extractor: str) -> "RerankConfig":
+        """Lowe's test for SIFT, where no --ratio was given: deep features do better without."""
+        if self.match.ratio or extractor != "sift":
+            return self
+        return dataclasses.replace(self, match=dataclasses.replace(self.match, ratio=SIFT_RATIO))
 
 
 @dataclass(frozen=True)
@@ -302,13 +313,14 @@ class ExpandConfig(Config, group="Query expansion"):
     """Which images expand a query: those believed to show what it shows."""
 
     expand_num: int = setting(20, "verified photos that expand a query, at most", least=1)
-    expand_inliers: int = setting(
-        8, "inliers with which a photo is believed to show the query's place", least=1
+    expand_inliers: int | None = setting(
+        None,
+        "inliers with which a photo is believed to show the query's place (default: what one "
+        "random pair in a hundred reaches)",
+        least=1,
     )
 
 
-# Lowe's ratio test of SIFT, unless --ratio says something else.
-SIFT_RATIO = 0.9
 # What verifies a ranking by visual words, as in delf_pytorch.
 VERIFIED = RerankConfig(top_k=150, verify=VerifyConfig(model="homography"))
 
@@ -325,9 +337,8 @@ class WordsConfig(Config):
     rerank: RerankConfig | None = VERIFIED
     expand: ExpandConfig | None = None
 
-    def suited_to(self, extractor: str) -> "WordsConfig":
-        """Lowe's test for SIFT, where no --ratio was given: deep features do better without."""
-        if self.rerank is None or self.rerank.match.ratio or extractor != "sift":
-            return self
-        match = dataclasses.replace(self.rerank.match, ratio=SIFT_RATIO)
-        return dataclasses.replace(self, rerank=dataclasses.replace(self.rerank, match=match))
+    def reranks(self, extractors: Sequence[str]) -> list[RerankConfig]:
+        """How features of each of the ``extractors`` verify; none without re-ranking."""
+        if self.rerank is None:
+            return []
+        return [self.rerank.suited_to(extractor) for extractor in extractors]

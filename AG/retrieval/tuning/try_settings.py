@@ -14,7 +14,7 @@ from retrieval import metrics
 from retrieval.configs.rank import RerankConfig
 from retrieval.errors import InputError
 from retrieval.evaluation import Evaluation
-from retrieval.reranking import measure_floor, random_pairs, reorder
+from retrieval.reranking import measure_chance, random_pairs, reorder
 from retrieval.tuning.saved_counts import count_and_save
 from retrieval.tuning.search_space import geometries
 
@@ -164,7 +164,7 @@ def _ordered(
     heads = num_inliers[:in_heads].reshape(len(rows), listed.depth)[:, : setting.top_k]
     floor = setting.floor
     if floor is None:
-        floor = measure_floor(num_inliers[in_heads:], setting.floor_quantile)
+        floor = measure_chance(num_inliers[in_heads:], setting.floor_quantile).floor
     order = np.tile(np.arange(ranked.rows.shape[1]), (len(ranked.rows), 1))
     order[rows] = reorder(ranked.rows[rows], ranked.similarity[rows], heads, floor, setting.fusion)[
         1

@@ -141,6 +141,4 @@ def without_pictures(run: Evaluation) -> str:
     """Why there are no pictures of attention or matches; nothing where there are."""
     if run.features is None:
         return "No pictures of attention and matches: this run has no local features (--no_rerank)."
-    if run.verified is None:
-        return "No pictures of matches: this run verified none (--no-ransac)."
     return ""
