@@ -50,7 +50,7 @@ def write_atomically(path: str | Path, data: bytes | memoryview | str) -> None:
     call, and one that raises InputError where nothing can be written, leave what was there before.
     """
     path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
+    unfinished = unfinished_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path.parent.absolute())
@@ -66,6 +66,11 @@ def write_atomically(path: str | Path, data: bytes | memoryview | str) -> None:
     finally:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
+
+
+def unfinished_name(path: Path) -> Path:
+    """What this process calls a file beside ``path`` until it is whole, and gets that name."""
+    return path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
 
 
 @contextlib.contextmanager
