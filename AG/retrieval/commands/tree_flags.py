@@ -15,7 +15,7 @@ from retrieval.commands.shared_flags import (
     ReportFlags,
     TestSetFlags,
 )
-from retrieval.configs.describe import SKIP, SiftConfig
+from retrieval.configs.describe import SKIP, ExtractorName, LearnedConfig, SiftConfig
 from retrieval.configs.rank import (
     SIFT_RATIO,
     VERIFIED,
@@ -43,7 +43,8 @@ ORIGINAL_RERANK = replace(
     verify=VerifyConfig(model="homography", residual=4.0, trials=2000),
     floor=0.0,
 )
-_NOT_OF_SIFT = ("device", "infer_batch_size", "threads")
+_NOT_OF_SIFT = ("infer_batch_size", "threads")
+_OF_SIFT_ALONE = ("root", "upright")
 _TEXTS = {"ratio": "Lowe's test: a match must be nearer than this times the second nearest"}
 _TEXTS["ratio"] += f" (default: no test; {SIFT_RATIO} for SIFT)"
 
@@ -101,9 +102,21 @@ class SiftOptions(DataRootFlags, PhotoSetFlags):
     """All that voc_tree.SIFT.get_descriptor is asked for."""
 
     directory: Path = argument("folder of all features", "FEATURES")
+    extractor: ExtractorName = setting(
+        "sift",
+        "what finds and describes them; aliked, disk and xfeat are networks of optional packages",
+        group="Local features",
+    )
     skip_bad_images: bool = setting(False, SKIP, group="Run")
     sift: SiftConfig = field(default_factory=SiftConfig)
     resources: Resources = field(default_factory=Resources)
+
+    @property
+    def local(self) -> SiftConfig | LearnedConfig:
+        """The settings of the extractor."""
+        if self.extractor == "sift":
+            return self.sift
+        return LearnedConfig(self.extractor, self.sift.feature_num, self.sift.longest_side)
 
     @property
     def photo_sets(self) -> "list[PhotoSet]":
@@ -155,7 +168,12 @@ def read_sift(description: str | None, argv: Sequence[str] | None) -> SiftOption
     """Read the command line of voc_tree.SIFT.get_descriptor."""
     parser = Parser(description)
     parser.add(SiftOptions, but=("train_set_folder", "val_set_folder", *_NOT_OF_SIFT))
-    return _named(parser.read(argv).config(SiftOptions))
+    asked = parser.read(argv)
+    options = asked.config(SiftOptions)
+    for name in _OF_SIFT_ALONE if options.extractor != "sift" else ():
+        if asked.get(name) is not None:
+            raise InputError(f"--extractor {options.extractor} and --{name} exclude each other")
+    return _named(options)
 
 
 def _joined(argv: Sequence[str]) -> list[str]:

@@ -9,6 +9,9 @@ from retrieval.errors import InputError
 
 Precision = Literal["bf16", "fp16", "fp32"]
 
+# SIFT, and the keys of the table in voc_tree/learned.py.
+ExtractorName = Literal["sift", "aliked", "disk", "xfeat"]
+
 
 # The keys of the table in networks/backbone.py.
 BACKBONE_NAMES = (
@@ -18,7 +21,9 @@ BACKBONE_NAMES = (
     *(f"efficientnet_lite{width}" for width in range(3)),
 )
 
-BACKBONE = "resnet18, 34, 50, 101 or 152, vgg16, efficientnet_b0 to b7, or efficientnet_lite0 to lite2"
+BACKBONE = (
+    "resnet18, 34, 50, 101 or 152, vgg16, efficientnet_b0 to b7, or efficientnet_lite0 to lite2"
+)
 FEATURES = "local features of a photo that are kept, those with the highest score"
 SKIP = "leave out photos that cannot be read, and say how many; else they are an error"
 PRECISION = "arithmetic of the network; bf16 and fp16 are mixed precision"
@@ -154,6 +159,25 @@ class SiftConfig(Config, group="Local features"):
         kind = ("root" if self.root else "") + "sift" + ("_upright" if self.upright else "")
         size = "" if self.longest_side == SiftConfig().longest_side else f"_{self.longest_side}px"
         return f"{kind}_{self.feature_num}{size}"
+
+
+@dataclass(frozen=True)
+class LearnedConfig(Config):
+    """Features of a learned extractor; the fields mean what those of `SiftConfig` mean.
+
+    extractor: a key of the table in voc_tree/learned.py.
+    """
+
+    extractor: str
+    feature_num: int = 500
+    longest_side: int = 1024
+
+    @property
+    def directory(self) -> str:
+        """The name of the directory of these features: ``aliked`` for the default settings."""
+        count = "" if self.feature_num == LearnedConfig.feature_num else f"_{self.feature_num}"
+        size = "" if self.longest_side == LearnedConfig.longest_side else f"_{self.longest_side}px"
+        return f"{self.extractor}{count}{size}"
 
 
 @dataclass(frozen=True)
