@@ -21,6 +21,7 @@ from retrieval.commands import (
     delf_flags,
     eval_flags,
     flags,
+    hloc_flags,
     show_flags,
     train_flags,
     tree_flags,
@@ -177,6 +178,7 @@ SCRIPTS = {
         eval_flags.read_evaluation,
         "--pretrained none --test_set_folder {city}/test --resize_test_imgs",
     ),
+    "hloc_files.py": (hloc_flags.read_hloc, "import a b --dataset_folder {city}"),
     "train.py": (train_flags.read_training, "--dataset_folder {city}"),
     "train_only_local.py": (
         train_flags.read_local_training,
@@ -356,7 +358,7 @@ def test_no_flag_means_two_things(monkeypatch):
 def test_every_flag_that_an_error_names_exists(monkeypatch):
     """In some script; a grid's rows and torchrun's flags aside."""
     known = {"--untracked_files", "--porcelain", "--nproc_per_node", "--standalone", "--help"}
-    known |= {"--sha256", "--keep_archive", "--max_size", "--FLAG", "--no_field"}
+    known |= {"--sha256", "--keep_archive", "--max_size", "--FLAG", "--no_field", "--no_deps"}
     for read, _ in READERS.values():
         parser = parser_for(read, monkeypatch)
         known |= set(parser._option_string_actions) | {f"--{name}" for name in parser._names}

@@ -43,7 +43,10 @@ class HlocOptions(PhotoSetFlags, group="Data"):
         False, "export: only matches that verification holds for right", group="Results"
     )
     save_dir: Path = setting(
-        Path("hloc"), "import: the run folder is made in logs/NAME", "NAME", group="Results"
+        Path("hloc"),
+        "the folder of this run is made in logs/NAME (import)",
+        "NAME",
+        group="Results",
     )
 
     @property

@@ -7,7 +7,6 @@ extractor). Queries are cropped to their box.
 Examples:
     python3 -m voc_tree.SIFT.get_descriptor ./features --test-datasets 'roxford5k,rparis6k'
     python3 -m voc_tree.SIFT.get_descriptor ./features --max_features 2000 --root --upright
-    python3 -m voc_tree.SIFT.get_descriptor ./features --max_features 2000 --extractor aliked
 """
 
 from retrieval.commands import script, tree_flags
