@@ -19,7 +19,6 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -261,13 +260,12 @@ def search(photos: PhotoSet, described: Descriptors, store: FeatureStore) -> Eva
     ranked = global_search.rank(described, photos, global_search.depth_of(photos, config), clock)
     head = ranked.rows[:, : config.rerank.top_k]
     local = feature_folders.stored_features(photos, store, head)
-    found = global_search.verify(ranked, local, config.rerank, Resources(), clock)
-    verified = evaluation.verified_by(found, config.rerank)
+    found = global_search.verify(ranked, [local], [config.rerank], Resources(), clock)
+    evidence = evaluation.verified_by(found, [config.rerank], [local])
     rankings = {"global": ranked, "reranked": found.ranking}
     settings = {
         "global descriptors": hashlib.sha256(described.database.tobytes()).hexdigest()[:16],
-        "features": asdict(store.made_by),
-        "rerank": asdict(verified.config),
+        **evaluation.told_of(evidence),
     }
     return Evaluation(
         title=f"{photos.name} by hloc's files, {store.made_by.extractor}",
@@ -275,8 +273,7 @@ def search(photos: PhotoSet, described: Descriptors, store: FeatureStore) -> Eva
         steps=tuple(evaluation.score(*each, photos) for each in rankings.items()),
         protocol=protocol.protocol_of(photos, settings),
         seconds=clock.seconds,
-        verified=verified,
-        features=local,
+        evidence=evidence,
         skipped=described.skipped(photos),
     )
 
