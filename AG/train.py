@@ -33,7 +33,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train; the best epoch is that of the best global R@1 on the validation set."""
     asked = train_flags.read_training(__doc__, argv)
     recipe = asked.recipe
-    epochs, steps = recipe.train.epochs_num, recipe.train.iterations_per_epoch
     paths, groups = places.load_groups(asked.train_folder, recipe.groups, script.CACHE)
     val_set = open_places(asked.val_folder, asked.positives)
     test = asked.test_folder
@@ -50,21 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ground = cosplace.ground_of(model, str(loaded), paths, val_set, asked.judged)
     start = cosplace.start(model, paths, groups, recipe, asked.where, ground)
     with start as (course, trainer):
-        for epoch in trainer.epochs(epochs):
-            group = epoch % len(groups)
-            with course.objective(group) as objective:
-                batches = course.batches.of_epoch(groups[group], epoch, trainer.step)
-                title = f"epoch {epoch}, group {group}"
-                for images, labels in trainer.steps(batches, steps, title):
-                    with trainer.autocast():
-                        terms = objective(images, labels)
-                    trainer.backward(terms["total"])
-                    trainer.note(terms)
-                    trainer.update(course.optimizer, course.classifiers[group].optimizer)
-            if trainer.world.is_main:
-                recalls = evaluate(val_set).first.figures
-                best = " (best so far)" * trainer.keep_best(recalls)
-                log.info("epoch %d, val %s%s", epoch, report.in_words(recalls), best)
+        course.teach(trainer, lambda: evaluate(val_set).first.figures)
 
         if test_set is not None and trainer.run is not None:  # in the main process
             best_model = trainer.run.best_model

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from retrieval import global_search, report
+from retrieval import global_search
 from retrieval.data import places
 from retrieval.data.photo_sets import check_photos, open_places
 from retrieval.global_search import Descriptors
@@ -36,7 +36,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train; global recalls are constant, so the best epoch is that of the best re-ranked R@1."""
     asked = train_flags.read_local_training(__doc__, argv)
     recipe = asked.recipe
-    epochs, steps = recipe.train.epochs_num, recipe.train.iterations_per_epoch
     paths, groups = places.load_groups(asked.train_folder, recipe.groups, script.CACHE)
     val_set = open_places(asked.val_folder, asked.positives)
     check_photos(paths, val_set, skip=recipe.train.skip_bad_images)
@@ -60,21 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ground = cosplace.ground_of(model, str(loaded), paths, val_set, asked.judged)
     start = cosplace.start(model, paths, groups, recipe, asked.where, ground)
     with start as (course, trainer):
-        for epoch in trainer.epochs(epochs):
-            group = epoch % len(groups)
-            with course.objective(group) as objective:
-                batches = course.batches.of_epoch(groups[group], epoch, trainer.step)
-                title = f"epoch {epoch}, group {group}"
-                for images, labels in trainer.steps(batches, steps, title):
-                    with trainer.autocast():
-                        terms = objective(images, labels)
-                    trainer.backward(terms["total"])
-                    trainer.note(terms)
-                    trainer.update(course.optimizer, course.classifiers[group].optimizer)
-            if trainer.world.is_main:
-                recalls = validate()
-                best = " (best so far)" * trainer.keep_best(recalls)
-                log.info("epoch %d, val %s%s", epoch, report.in_words(recalls), best)
+        course.teach(trainer, validate)
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def test_losses_are_float32_under_autocast(generator):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         values = [margin(descriptors, labels), attention(descriptors)]
         mse = losses.reconstruction_loss(descriptors.bfloat16(), descriptors.bfloat16() + 1)
-        values += [losses.contrastive(descriptors[:2], torch.tensor([-1, 0])), mse]
+        values += [losses.contrastive(descriptors[:3]), mse]
     assert all(value.dtype == torch.float32 for value in values)
     assert torch.equal(values[0], margin(descriptors, labels))
     assert torch.equal(values[1], attention(descriptors))
@@ -143,58 +143,36 @@ def test_reconstruction_is_the_mean_over_all_values(generator):
     assert losses.reconstruction_loss(a, b).item() == pytest.approx(expected, rel=1e-5)
 
 
-TUPLES = torch.tensor([-1, 1, 0, 0, -1, 1, 0])
+@pytest.fixture
+def row(generator):
+    """The descriptors of a tuple: a query, a positive, three negatives."""
+    rows = torch.nn.functional.normalize(torch.randn(5, 3, generator=generator))
+    rows[2] = rows[0] + 0.1  # a negative inside the margin
+    return rows
 
 
-def tuples(generator):
-    x = torch.nn.functional.normalize(torch.randn(7, 3, generator=generator))
-    x[2] = x[0] + 0.1  # a negative inside the margin
-    return x
-
-
-def distances(x):
-    """(label, distance to the query before it) of every row but the queries."""
-    query = []
-    for row, label in zip(x.tolist(), TUPLES.tolist(), strict=True):
-        if label == -1:
-            query = row
-        else:
-            yield label, math.dist(row, query)
+def distances(rows):
+    """Of the positive, and of each negative, to the query."""
+    positive, *negatives = (math.dist(each, rows[0].tolist()) for each in rows[1:].tolist())
+    return positive, negatives
 
 
 @pytest.mark.parametrize("margin", [0.7, 0.85])
-def test_contrastive_equals_a_loop_over_tuples(generator, margin):
-    x = tuples(generator)
-    expected = sum(
-        0.5 * d**2 if label == 1 else 0.5 * max(0.0, margin - d) ** 2 for label, d in distances(x)
-    )
-    assert losses.contrastive(x, TUPLES, margin).item() == pytest.approx(expected, rel=1e-5)
+def test_contrastive_equals_a_loop_over_the_tuple(row, margin):
+    positive, negatives = distances(row)
+    expected = 0.5 * positive**2 + sum(0.5 * max(0.0, margin - d) ** 2 for d in negatives)
+    assert losses.contrastive(row, margin).item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("margin", [0.1, 1.5])
-def test_triplet_equals_a_loop_over_tuples(generator, margin):
-    x = tuples(generator)
-    expected = positive = 0.0
-    for label, d in distances(x):
-        if label == 1:
-            positive = d
-        else:
-            expected += max(0.0, positive**2 - d**2 + margin)
-    assert losses.triplet(x, TUPLES, margin).item() == pytest.approx(expected, rel=1e-5)
+def test_triplet_equals_a_loop_over_the_tuple(row, margin):
+    positive, negatives = distances(row)
+    expected = sum(max(0.0, positive**2 - d**2 + margin) for d in negatives)
+    assert losses.triplet(row, margin).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_contrastive_gradient_is_finite_for_equal_descriptors():
     x = torch.ones(3, 4, requires_grad=True)
-    losses.contrastive(x, torch.tensor([-1, 1, 0])).backward()
+    losses.contrastive(x).backward()
     assert x.grad is not None
     assert not x.grad.any()
-
-
-def test_tuples_that_are_none_are_refused():
-    x = torch.zeros(2, 4)
-    with pytest.raises(ValueError, match="starts with its query"):
-        losses.contrastive(x, torch.tensor([1, -1]))
-    with pytest.raises(ValueError, match="exactly one positive"):
-        losses.triplet(x, torch.tensor([-1, 0]))
-    empty = torch.zeros(0, dtype=torch.long)
-    assert losses.contrastive(torch.zeros(0, 4), empty).item() == 0

@@ -47,7 +47,7 @@ def main(
     model, loaded, whitenings = create(asked.network, asked.pretrained)
     if not asked.train_all:
         model.freeze_all_but_attention()
-    test = testing.make_test(asked.test, asked.resources, str(loaded), whitenings)
+    test = testing.Test(asked.test, asked.resources, str(loaded), whitenings)
     start = {"pretrained": asked.pretrained, "train_all": asked.train_all}
     start["attention"] = model.config.attention == "learned"
 

@@ -2,20 +2,18 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from retrieval import evaluation, extraction, global_search, progress
 from retrieval.commands.delf_flags import TestSettings
-from retrieval.configs.describe import ExtractConfig
 from retrieval.configs.judge import EvaluationConfig
 from retrieval.configs.run import Resources
 from retrieval.data.photo_sets import PhotoSet, as_photos, find_test_set, open_revisited
-from retrieval.data.sfm_pairs import SfmPairs, read_pairs
+from retrieval.data.sfm_pairs import read_pairs
 from retrieval.errors import InputError
 from retrieval.evaluation import Evaluation
 from retrieval.global_search import Descriptors
@@ -39,41 +37,33 @@ def open_test_sets(data_root: Path, names: Sequence[str]) -> dict[str, PhotoSet]
     return {name: open_revisited(find_test_set(data_root, name)) for name in names}
 
 
-def describe(
-    model: Delf,
-    paths: Sequence[Path],
-    config: ExtractConfig,
-    resources: Resources,
-    multiscale: tuple[float, ...] = (1.0,),
-) -> np.ndarray:
-    """(N, D) float32 descriptors of unit norm."""
-    network = MultiScale(model, multiscale)
-    with progress.bar("descriptors", len(paths)):
-        return extraction.global_descriptors(network, as_photos(paths), config, resources)
-
-
-@dataclass(frozen=True)
 class Test:
-    """Tests a network on all sets of a command; an `Evaluation` each, in FOLDER/test/NAME.
-
-    whiten_pairs: photos to learn a whitening on, or None. stored: a whitening that came with the
-    weights, used until they have been trained.
-    """
-
-    sets: dict[str, PhotoSet]
-    extract: ExtractConfig
-    resources: Resources
-    multiscale: tuple[float, ...]
-    source: str
-    whiten_pairs: SfmPairs | None = None
-    stored: Projection | None = None
-    whiten_config: ExtractConfig = field(default_factory=ExtractConfig)
+    """Tests a network on all sets of a command; an `Evaluation` each, in FOLDER/test/NAME."""
 
     __test__ = False  # not for pytest
 
+    def __init__(
+        self,
+        settings: TestSettings,
+        resources: Resources,
+        source: str,
+        stored: Mapping[tuple[str, str], Projection],
+    ) -> None:
+        """Of a network from ``source``, with the whitenings stored in it.
+
+        Such a whitening is used until the network has been trained. InputError where a test set, or
+        the training set to learn a whitening on, is missing.
+        """
+        self._settings, self._resources, self._source = settings, resources, source
+        self._sets = open_test_sets(settings.data_root, settings.names)
+        whiten = settings.whiten
+        folder = settings.data_root / "train" / whiten
+        self._whiten_pairs = read_pairs(folder, "whiten") if whiten else None
+        self._stored = stored.get((whiten, "ss" if len(settings.scales) == 1 else "ms"))
+
     def is_done(self, epoch: int, folder: Path) -> bool:
         """Whether ``folder`` has the evaluations of all sets after ``epoch``."""
-        for name in self.sets:
+        for name in self._sets:
             try:
                 settings = read_result(folder / "test" / name)["protocol"]["settings"]
             except InputError:
@@ -82,29 +72,29 @@ class Test:
                 return False
         return True
 
-    def __call__(self, model: Delf, epoch: int, folder: Path) -> dict[str, Evaluation]:
-        """Log the lines of delf_pytorch, save and return the evaluations by name of the set."""
+    def __call__(self, model: Delf, epoch: int, folder: Path) -> None:
+        """Log the lines of delf_pytorch, and save the evaluations."""
         whitening = self._whitening(model, epoch)
-        found = {}
         lines = [f"# {epoch}"]
-        for name, photos in self.sets.items():
+        for name, photos in self._sets.items():
             run = self._evaluate(model, photos, whitening)
-            told = {"epoch": epoch, "multiscale": list(self.multiscale)}
+            told = {"epoch": epoch, "multiscale": list(self._settings.scales)}
             stamp = replace(run.protocol, settings={**run.protocol.settings, **told})
-            found[name] = replace(run, protocol=stamp).save(folder / "test" / name)
+            replace(run, protocol=stamp).save(folder / "test" / name)
             for step in run.steps:
                 shown = name if step is run.first else f"{name} + whiten"
                 lines += revisited_lines(shown, step.figures)
         log.info("%s", "\n".join(lines))
-        return found
 
     def _evaluate(self, model: Delf, photos: PhotoSet, whitening: Projection | None) -> Evaluation:
         """Steps "global" and, with a whitening, "whitened"."""
-        network = MultiScale(model, self.multiscale)
-        described = global_search.describe_set(network, photos, self.extract, self.resources)
-        config = EvaluationConfig(self.extract, rerank=None)
+        network = MultiScale(model, self._settings.scales)
+        described = global_search.describe_set(
+            network, photos, self._settings.extract, self._resources
+        )
+        config = EvaluationConfig(self._settings.extract, rerank=None)
         run = global_search.evaluate(
-            model, photos, config, weights=self.source, described=described
+            model, photos, config, weights=self._source, described=described
         )
         if whitening is None:
             return run
@@ -117,31 +107,13 @@ class Test:
         return replace(run, steps=(*run.steps, evaluation.score("whitened", ranked, photos)))
 
     def _whitening(self, model: Delf, epoch: int) -> Projection | None:
-        if epoch == 0 and self.stored is not None:
-            return self.stored
-        if self.whiten_pairs is None:
+        if epoch == 0 and self._stored is not None:
+            return self._stored
+        pairs = self._whiten_pairs
+        if pairs is None:
             return None
-        pairs = self.whiten_pairs
-        config, resources = self.whiten_config, self.resources
-        vectors = describe(model, pairs.paths, config, resources, self.multiscale)
+        network, config = MultiScale(model, self._settings.scales), self._settings.whiten_extract
+        with progress.bar("descriptors", len(pairs.paths)):
+            photos = as_photos(pairs.paths)
+            vectors = extraction.global_descriptors(network, photos, config, self._resources)
         return learn_whitening(vectors, pairs.queries, pairs.positives)
-
-
-def make_test(
-    settings: TestSettings,
-    resources: Resources,
-    source: str,
-    stored: Mapping[tuple[str, str], Projection],
-) -> Test:
-    """The test by these settings of a network from ``source``, with the whitenings stored in it."""
-    whiten = settings.whiten
-    return Test(
-        open_test_sets(settings.data_root, settings.names),
-        settings.extract,
-        resources,
-        settings.scales,
-        source,
-        read_pairs(settings.data_root / "train" / whiten, "whiten") if whiten else None,
-        stored.get((whiten, "ss" if len(settings.scales) == 1 else "ms")),
-        settings.whiten_extract,
-    )

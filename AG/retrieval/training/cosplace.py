@@ -6,7 +6,7 @@ which parameters learn and in whether the descriptors have a classifier.
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from retrieval import checkpoint
+from retrieval import checkpoint, report
 from retrieval.configs.judge import EvaluationConfig
 from retrieval.configs.learn import LoopConfig, LossConfig, Recipe, Where
 from retrieval.data.contents import fingerprint
@@ -122,7 +122,7 @@ class CosPlace:
 
         Raises InputError where the batch cannot be shared out or nothing is left to learn.
         """
-        self.batches = GroupBatches(paths, recipe, world, augmentation_device)
+        self._batches = GroupBatches(paths, recipe, world, augmentation_device)
         if recipe.only_local:
             model.freeze_all_but_local()
         learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -134,10 +134,32 @@ class CosPlace:
         self.classifiers = [Classifiers(group, model, recipe) for group in groups]
         self.optimizer = torch.optim.Adam(learned, lr=recipe.train.lr, fused=True)
         self.settings = recipe.decisive()
-        self._recipe, self._world = recipe, world
+        self._recipe, self._world, self._groups = recipe, world, groups
+
+    def teach(self, trainer: Trainer, validate: Callable[[], Mapping[str, float]]) -> None:
+        """Train all epochs, and keep the weights of the best.
+
+        ``validate``, called in the main process alone, gives figures; the best first one counts.
+        """
+        train = self._recipe.train
+        for epoch in trainer.epochs(train.epochs_num):
+            group = epoch % len(self._groups)
+            batches = self._batches.of_epoch(self._groups[group], epoch, trainer.step)
+            title = f"epoch {epoch}, group {group}"
+            with self._objective(group) as objective:
+                for images, labels in trainer.steps(batches, train.iterations_per_epoch, title):
+                    with trainer.autocast():
+                        terms = objective(images, labels)
+                    trainer.backward(terms["total"])
+                    trainer.note(terms)
+                    trainer.update(self.optimizer, self.classifiers[group].optimizer)
+            if trainer.world.is_main:
+                figures = validate()
+                best = " (best so far)" * trainer.keep_best(figures)
+                log.info("epoch %d, val %s%s", epoch, report.in_words(figures), best)
 
     @contextlib.contextmanager
-    def objective(self, group: int) -> Iterator[nn.Module]:
+    def _objective(self, group: int) -> Iterator[nn.Module]:
         """The `Objective` of a group; its classifiers are on the GPU in this block alone."""
         classifiers, device = self.classifiers[group], self._world.device
         classifiers.to(device)

@@ -97,45 +97,30 @@ def reconstruction_loss(reconstruction: torch.Tensor, local_map: torch.Tensor) -
         return F.mse_loss(reconstruction.float(), local_map.float())
 
 
-def contrastive(
-    descriptors: torch.Tensor, labels: torch.Tensor, margin: float = 0.7
-) -> torch.Tensor:
-    """Contrastive loss over tuples, summed: D^2 / 2 for positives, max(0, margin - D)^2 / 2 else.
+def contrastive(descriptors: torch.Tensor, margin: float = 0.7) -> torch.Tensor:
+    """Contrastive loss of a tuple: D^2 / 2 of the positive, max(0, margin - D)^2 / 2 of negatives.
 
-    descriptors (B, D), rows in tuples; labels (B,): -1 starts a tuple (its query), 1 is a positive
-    and 0 a negative of the query before it. D is the Euclidean distance to that query.
+    descriptors (2 + N, D): a query, its positive and N negatives. D is the Euclidean distance to
+    the query; the terms are summed.
     """
     with full_precision(descriptors):
-        squared = _squared_distances_to_query(descriptors.float(), labels)
-        positive, negative = squared[labels == 1], squared[labels == 0]
+        squared = _squared_distances_to_query(descriptors)
+        positive, negative = squared[0], squared[1:]
         # The slope of the root is infinite at 0: a negative equal to its query is pushed nowhere.
         distance = torch.where(negative > 0, negative, 1.0).sqrt() * (negative > 0)
-        return 0.5 * (positive.sum() + (margin - distance).clamp(min=0).square().sum())
+        return 0.5 * (positive + (margin - distance).clamp(min=0).square().sum())
 
 
-def triplet(descriptors: torch.Tensor, labels: torch.Tensor, margin: float = 0.1) -> torch.Tensor:
-    """Triplet loss over tuples, summed over negatives: max(0, D_pos^2 - D_neg^2 + margin).
+def triplet(descriptors: torch.Tensor, margin: float = 0.1) -> torch.Tensor:
+    """Triplet loss of a tuple, summed over its negatives: max(0, D_pos^2 - D_neg^2 + margin).
 
-    Rows and labels as in `contrastive`, with exactly one positive in each tuple.
+    Rows as in `contrastive`.
     """
     with full_precision(descriptors):
-        squared = _squared_distances_to_query(descriptors.float(), labels)
-        tuples = _tuple_of_row(labels)
-        positives = tuples[labels == 1]
-        if not torch.equal(positives, torch.unique(tuples)):
-            raise ValueError("triplet: every tuple needs exactly one positive (label 1)")
-        negative = labels == 0
-        of_positive = squared[labels == 1][tuples[negative]]
-        return (of_positive - squared[negative] + margin).clamp(min=0).sum()
+        squared = _squared_distances_to_query(descriptors)
+        return (squared[0] - squared[1:] + margin).clamp(min=0).sum()
 
 
-def _tuple_of_row(labels: torch.Tensor) -> torch.Tensor:
-    """(B,) labels -> (B,) number of the tuple that each row belongs to."""
-    if len(labels) and labels[0] != -1:
-        raise ValueError(f"the first label is {labels[0]}; a tuple starts with its query (-1)")
-    return torch.cumsum(labels == -1, 0) - 1
-
-
-def _squared_distances_to_query(descriptors: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    queries = descriptors[labels == -1]
-    return (descriptors - queries[_tuple_of_row(labels)]).square().sum(1)
+def _squared_distances_to_query(descriptors: torch.Tensor) -> torch.Tensor:
+    rows = descriptors.float()
+    return (rows[1:] - rows[0]).square().sum(1)

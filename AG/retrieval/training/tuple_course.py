@@ -133,8 +133,7 @@ class TupleCourse:
     def loss(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
         """The loss of one tuple: images (3, h, w) uint8, a query, a positive, and negatives."""
         descriptors = describe_tuple(self.model, images, self._tune.precision)
-        labels = torch.tensor([-1, 1] + [0] * (len(images) - 2), device=descriptors.device)
-        return LOSSES[self._tune.loss](descriptors, labels, self._tune.loss_margin)
+        return LOSSES[self._tune.loss](descriptors, self._tune.loss_margin)
 
     def state(self) -> dict[str, Any]:
         """The optimiser and the tuples."""
