@@ -295,7 +295,7 @@ def test_the_defaults_that_a_script_has_of_its_own_are_shown(capsys):
             cwd=AG, capture_output=True, text=True, check=True,
         ).stdout  # fmt: skip
         shown = re.search(rf"^  {words} .*?\(default:\s+(\w+)\)", text, re.DOTALL | re.MULTILINE)
-        assert shown[1] == {"--model": "homography", "--top_k": "150"}[words]
+        assert shown[1] == {"--model": "affine", "--top_k": "150"}[words]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

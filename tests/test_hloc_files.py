@@ -20,7 +20,7 @@ from retrieval.errors import InputError
 from retrieval.evaluation import Evaluation, score
 from retrieval.feature_folders import features_of_set, find_store, open_store, point_to
 from retrieval.features import LocalFeatures
-from retrieval.reranking import rerank
+from retrieval.reranking import Evidence, rerank
 from retrieval.search import Ranking
 
 SIZE = (64, 48)
@@ -81,11 +81,13 @@ def run_folder(photos, store, tmp_path):
     local = features_of_set(photos, store)
     made = evaluation_of(photos, {"global": rows}, num_inliers=np.zeros((2, 3), np.int64))
     assert made.verified is not None
-    found = rerank(ranked, local.queries, local.database, made.verified.config)
+    kinds = [Evidence(local.queries, local.database, made.verified.config.geometry)]
+    found = rerank(ranked, kinds, made.verified.config)
     protocol = replace(made.protocol, fingerprint=photos.fingerprint())
     steps = (score("global", ranked, photos), score("reranked", found.ranking, photos))
     folder = tmp_path / "run"
-    replace(made, steps=steps, features=local, protocol=protocol).save(folder)
+    evidence = (replace(made.verified, features=local),)
+    replace(made, steps=steps, evidence=evidence, protocol=protocol).save(folder)
     for name, rows in (("queries", queries), ("database", database)):
         np.save(folder / f"{name}_descriptors.npy", rows)
     return folder

@@ -14,7 +14,15 @@ from retrieval.features import LocalFeatures
 from retrieval.geometry import verify
 from retrieval.matching import match_descriptors
 from retrieval.metrics import first_hit_rank
-from retrieval.reranking import Evidence, measure_chance, random_pairs, reorder, rerank
+from retrieval.reranking import (
+    Evidence,
+    Found,
+    measure_chance,
+    random_pairs,
+    reorder,
+    rerank,
+    summed,
+)
 from retrieval.search import Ranking
 from retrieval.verification import by_matching, count_inliers
 
@@ -287,3 +295,67 @@ def test_bad_rankings_are_named(ranking, message):
 def test_settings_are_checked(settings_):
     with pytest.raises(InputError):
         RerankConfig(**settings_)
+
+
+def test_belief_is_what_one_random_pair_in_a_hundred_reaches():
+    counts = np.random.default_rng(0).geometric(0.3, 20_000)
+    chance = measure_chance(counts)
+    assert chance.floor == np.quantile(counts, 0.95, method="higher")
+    assert (counts >= chance.belief).mean() == pytest.approx(0.01, rel=0.5)
+    looser = measure_chance(3 * counts)  # as a larger residual lets more matches agree
+    assert looser.belief > 2 * chance.belief
+
+
+def test_few_random_pairs_make_cautious():
+    """Of a dozen pairs none can say what one in a hundred reaches."""
+    for counts in (np.zeros(12, int), np.full(12, 5), np.arange(12)):
+        chance = measure_chance(counts)
+        assert chance.belief > counts.max()
+    assert measure_chance(np.zeros(1000, int)).belief == 0  # any inlier is then beyond chance
+
+
+def kinds_of(city, *more):
+    queries, database, *_ = city
+    return [Evidence(queries, database, RerankConfig().geometry), *more]
+
+
+def test_one_kind_twice_changes_nothing_in_the_order(city):
+    _, _, ranking, similarity, _ = city
+    ranked, config = Ranking(ranking, similarity), RerankConfig()
+    one, two = (rerank(ranked, kinds, config) for kinds in (kinds_of(city), 2 * kinds_of(city)))
+    np.testing.assert_array_equal(one.ranking.rows, two.ranking.rows)
+    np.testing.assert_array_equal(one.first.num_inliers, two.kinds[1].num_inliers)
+    np.testing.assert_allclose(two.strength, 2 * one.strength)
+
+
+def test_a_kind_of_noise_changes_little(city):
+    queries, database, ranking, similarity, positives = city
+    rng = np.random.default_rng(5)
+
+    def noise(features):
+        looks = rng.normal(size=features.descriptors.shape).astype(np.float32)
+        looks /= np.linalg.norm(looks, axis=1, keepdims=True)
+        return LocalFeatures(features.keypoints, looks, features.scores, features.image_size)
+
+    sides = [[noise(each) for each in side] for side in (queries, database)]
+    kinds = kinds_of(city, Evidence(*sides, RerankConfig().geometry))
+    found = rerank(Ranking(ranking, similarity), kinds, RerankConfig())
+    for row, positive in zip(found.ranking.rows, positives, strict=True):
+        assert set(row[:2]) == set(positive)
+
+
+def test_kinds_are_summed_in_units_of_their_own_chance():
+    rng = np.random.default_rng(1)
+    loose, strict = rng.geometric(0.05, 5000), rng.geometric(0.4, 5000)
+    made = [
+        Found(np.array([[n]]), measure_chance(counts), measure_chance(counts).floor, {}, 0.0)
+        for n, counts in ((200, loose), (25, strict))
+    ]
+    scales = [kind.chance.scale for kind in made]
+    slow = sum(
+        np.mean(scales) * max(n - kind.floor, 0) / scale
+        for n, kind, scale in zip((200, 25), made, scales, strict=True)
+    )
+    assert summed(made, [kind.num_inliers for kind in made])[0, 0] == pytest.approx(slow)
+    (one,) = (summed(made[:1], [np.array([[12, 0, 200]])]),)
+    np.testing.assert_array_equal(one, np.maximum(np.array([[12, 0, 200]]) - made[0].floor, 0))

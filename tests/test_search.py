@@ -3,6 +3,7 @@ import pytest
 
 from retrieval import search
 from retrieval.errors import InputError
+from retrieval.search import Ranking, fused
 
 
 def unit(n, d=16, seed=0):
@@ -81,3 +82,30 @@ def test_without_takes_rows_and_keeps_the_order():
     assert found.rows.tolist() == [[4, 3, 0], [2, 4, 0], [-1, -1, -1]]
     assert found.similarity.tolist() == [[4, 2, 1], [8, 7, 6], [-np.inf] * 3]
     assert search.without(ranking, None) is ranking
+
+
+def full(rng, scale=1.0):
+    """A ranking of 30 photos for 4 queries, and its scores by row."""
+    scores = (rng.random((4, 30)) * scale).astype(np.float32)
+    rows = np.argsort(-scores, axis=1)
+    return Ranking(rows, np.take_along_axis(scores, rows, 1)), scores
+
+
+def test_fused_scores_against_a_slow_sum():
+    rng = np.random.default_rng(0)
+    (one, first), (two, second) = full(rng), full(rng, 1000.0)
+    found = fused([one, two])
+    for query in range(4):
+        total = np.zeros(30)
+        for scores in (first[query], second[query]):
+            total += scores / np.sort(scores)[-10:].mean()
+        np.testing.assert_allclose(found.similarity[query], np.sort(total)[::-1], rtol=1e-5)
+        np.testing.assert_allclose(total[found.rows[query]], found.similarity[query], rtol=1e-5)
+
+
+def test_an_index_fused_with_itself_or_alone_keeps_its_order():
+    ranking, _ = full(np.random.default_rng(1))
+    assert fused([ranking]) is ranking
+    np.testing.assert_array_equal(fused([ranking, ranking]).rows, ranking.rows)
+    nothing = Ranking(ranking.rows, np.full_like(ranking.similarity, -1))  # of a blank query
+    np.testing.assert_array_equal(fused([ranking, nothing]).rows, ranking.rows)

@@ -318,3 +318,74 @@ def test_expansion_takes_what_lies_in_the_query(features):
 def test_verified_images_come_first():
     found = expansion.verified_first(np.array([4, 1]), np.array([0, 1, 2, 3, 4]))
     assert found.tolist() == [4, 1, 0, 2, 3]
+
+
+@pytest.fixture(scope="module")
+def two_kinds(data, features):
+    """SIFT, and upright RootSIFT beside it."""
+    words = [
+        "--data-root",
+        "DATA",
+        "--test-datasets",
+        "walls",
+        "--root",
+        "--upright",
+        "--max_features",
+        "300",
+    ]
+    words = [str(data) if word == "DATA" else word for word in words]
+    get_descriptor.main([str(features), *words])
+    return [features / "sift", features / "rootsift_upright_300"]
+
+
+def test_two_kinds_of_features_are_searched_together(two_kinds, tmp_path):
+    roots = [str(root) for root in two_kinds]
+    words = ["--test-datasets=walls", "--tree-height", "2", "--tree-branch", "8", "--expand"]
+    words += ["--rerank-num", "8", "--output", str(tmp_path / "out.txt")]
+    main.main([str(tmp_path), "--root-directory", *roots, *words])
+    run = Evaluation.open(tmp_path / "walls")
+    assert [step.name for step in run.steps] == ["words", "verified", "expanded"]
+    assert run.last.figures["mAP M"] > 90
+    assert [kind.num_inliers.shape for kind in run.evidence] == [(PLACES, 8)] * 2
+    stores = [kind.features.store.folder.parent.parent for kind in run.evidence]
+    assert stores == two_kinds
+    assert (tmp_path / "walls" / "tree_2.safetensors").is_file()
+    again = tmp_path / "again"
+    shutil.copytree(tmp_path / "walls", again / "walls")
+    main.main([str(again), "--root-directory", *roots, *words, "--no-train"])
+    found = Evaluation.open(again / "walls")
+    np.testing.assert_array_equal(found.last.ranking.rows, run.last.ranking.rows)
+
+
+def test_one_kind_named_twice_gives_its_order(two_kinds, tmp_path):
+    rows = []
+    for name, roots in (("one", two_kinds[:1]), ("two", [two_kinds[0], two_kinds[0]])):
+        words = ["--tree-height", "2", "--tree-branch", "8", "--test-datasets=walls"]
+        words += ["--output", str(tmp_path / "out.txt")]
+        main.main([str(tmp_path / name), "--root-directory", *map(str, roots), *words])
+        rows.append(Evaluation.open(tmp_path / name / "walls").last.ranking.rows)
+    np.testing.assert_array_equal(*rows)
+
+
+def test_kinds_of_other_photos_are_refused(two_kinds, data, tmp_path):
+    (tmp_path / "q").mkdir()
+    (tmp_path / "d").mkdir()
+    for folder in ("q", "d"):
+        cv2.imwrite(str(tmp_path / folder / f"{folder}.png"), view(0, 0))
+    folders = ["--database_folder", str(tmp_path / "d"), "--queries_folder", str(tmp_path / "q")]
+    get_descriptor.main([str(tmp_path / "f"), *folders, "--no_labels"])
+    (other,) = (tmp_path / "f" / "sift").glob("*/store.json")
+    with pytest.raises(InputError, match="has features of other photos than"):
+        open_kinds([two_kinds[0] / "walls", other.parent])
+
+
+def test_sift_is_verified_by_its_scales_unless_a_flag_names_a_model():
+    def models(words):
+        return [each.verify.model for each in settings_of(words).reranks(["sift", "delf"])]
+
+    assert models("") == ["similarity", "affine"]
+    assert models("--model homography") == ["homography", "homography"]
+    assert models("--model affine") == ["affine", "affine"]
+    assert models("--no-homo") == ["fundamental", "fundamental"]
+    assert models("--original") == ["homography", "homography"]
+    assert models("--backend skimage") == ["affine", "affine"]

@@ -106,6 +106,8 @@ def _verify_described(
     points = query.keypoints[rows], database.keypoints[columns]
     if config.model != "similarity":
         return verify(*points, config)
+    if len(query) == 0 or len(database) == 0:
+        return _nothing(len(matches))
     if query.scales is None or database.scales is None:
         raise InputError("model 'similarity' needs features with scales: choose another model")
     if (query.orientations is None) != (database.orientations is None):

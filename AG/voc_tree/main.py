@@ -87,8 +87,8 @@ def printed(found: Evaluation, dataset: str, config: WordsConfig) -> list[str]:
     """The lines that delf_pytorch prints of each step, and what is to be noted."""
     headings = {"words": "# voctree", "expanded": "# query expansion"}
     if config.rerank is not None:
-        model = config.rerank.verify.model
-        headings["verified"] = f"# n_rerank = {config.rerank.top_k}\n# {model}"
+        models = " and ".join(kind.config.verify.model for kind in found.evidence)
+        headings["verified"] = f"# n_rerank = {config.rerank.top_k}\n# {models}"
     lines = [f"# {note}" for note in found.notes]
     for step in found.steps:
         lines += [headings[step.name], *report.revisited_lines(dataset, step.figures)]

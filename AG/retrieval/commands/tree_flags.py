@@ -47,6 +47,10 @@ _NOT_OF_SIFT = ("infer_batch_size", "threads")
 _OF_SIFT_ALONE = ("root", "upright")
 _TEXTS = {"ratio": "Lowe's test: a match must be nearer than this times the second nearest"}
 _TEXTS["ratio"] += f" (default: no test; {SIFT_RATIO} for SIFT)"
+_TEXTS["model"] = (
+    "geometric model that is fitted to the matches; similarity is for features with a "
+)
+_TEXTS["model"] += "scale: where this flag is not given, for SIFT"
 
 
 @dataclass(frozen=True)
@@ -207,6 +211,7 @@ def _settings(asked: Asked) -> WordsConfig:
         score=asked.fill(score),
         rerank=None if switches.no_rerank else rerank,
         expand=expand,
+        model_given=switches.original or switches.no_homo or "model" in asked.given(VerifyConfig),
     )
 
 

@@ -321,8 +321,8 @@ class ExpandConfig(Config, group="Query expansion"):
     )
 
 
-# What verifies a ranking by visual words, as in delf_pytorch.
-VERIFIED = RerankConfig(top_k=150, verify=VerifyConfig(model="homography"))
+# What verifies a ranking by visual words; as many photos as in delf_pytorch.
+VERIFIED = RerankConfig(top_k=150)
 
 
 @dataclass(frozen=True)
@@ -330,15 +330,25 @@ class WordsConfig(Config):
     """How a photo set is searched by visual words.
 
     rerank, expand: None: no re-ranking, no query expansion.
+    model_given:    whether a flag names the geometric model; else SIFT, whose features have a scale
+                    and an angle, is verified by "similarity".
     """
 
     tree: TreeConfig = field(default_factory=TreeConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
     rerank: RerankConfig | None = VERIFIED
     expand: ExpandConfig | None = None
+    model_given: bool = False
 
     def reranks(self, extractors: Sequence[str]) -> list[RerankConfig]:
         """How features of each of the ``extractors`` verify; none without re-ranking."""
         if self.rerank is None:
             return []
-        return [self.rerank.suited_to(extractor) for extractor in extractors]
+        sift = self.rerank
+        if not self.model_given and sift.verify.backend == VerifyConfig.backend:
+            own = dataclasses.replace(sift.verify, model="similarity")
+            sift = dataclasses.replace(sift, verify=own)
+        return [
+            (sift if extractor == "sift" else self.rerank).suited_to(extractor)
+            for extractor in extractors
+        ]
