@@ -44,6 +44,8 @@ def test_losses_after_the_checkpoint_are_dropped_on_resumption(tmp_path):
 
 
 def test_a_folder_keeps_the_command_lines_that_trained_in_it(tmp_path, monkeypatch):
+    # As in a script; a worker of pytest has none.
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "AG/train.py", raising=False)
     for more in ([], ["--name", "a b"]):
         monkeypatch.setattr(sys, "orig_argv", ["/bin/python", "AG/train.py", *more])
         RunFolder.open(tmp_path, {"lr": 1}).close()
