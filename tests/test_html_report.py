@@ -138,7 +138,7 @@ def test_cards_say_ranks_marks_and_inliers(four):
     cards = gallery.cards(four, outcomes(four), np.array([0, 1, 3]))
     first = cards[0].tiles[:3]
     assert [(tile.mark, tile.old_rank, tile.rank, tile.inliers) for tile in first] == [
-        ("right", 2, 1, 1), ("wrong", 1, 2, 0), ("wrong", 3, 3, None),
+        ("right", 2, 1, "1"), ("wrong", 1, 2, "0"), ("wrong", 3, 3, ""),
     ]  # fmt: skip
     assert cards[0].notes == ["first positive: rank 2 → 1"]
     assert cards[1].notes == ["first positive: rank 1 → 5"]

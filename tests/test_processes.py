@@ -27,6 +27,22 @@ def test_a_device_that_is_not_there_is_an_error():
             devices.choose_device("cuda")
 
 
+def test_auto_precision_is_bf16_only_where_the_processor_has_it(monkeypatch):
+    cpu = torch.device("cpu")
+    for units, chosen in (
+        (["avx2"], "fp32"),
+        (["avx2", "avx512_bf16"], "bf16"),
+        (["bf16"], "bf16"),
+    ):
+        has = dict.fromkeys(units, True)
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: has)
+        assert devices.settled("auto", cpu) == chosen
+        assert devices.settled("fp32", cpu) == "fp32"
+        with devices.autocast(cpu, "auto"):
+            product = torch.ones(2, 2) @ torch.ones(2, 2)
+        assert product.dtype == (torch.bfloat16 if chosen == "bf16" else torch.float32)
+
+
 def test_the_first_signal_is_noted_and_handlers_are_put_back():
     before = signal.getsignal(signal.SIGTERM)
     with StopSignal() as stop:

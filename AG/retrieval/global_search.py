@@ -9,6 +9,7 @@ import numpy as np
 
 from retrieval import (
     checkpoint,
+    devices,
     evaluation,
     extraction,
     feature_folders,
@@ -101,6 +102,7 @@ def open_store(
     folder: Path,
 ) -> FeatureStore:
     """The store below ``folder`` of these photos' local features by this network."""
+    device = next(network.parameters()).device
     settings = {
         "network": asdict(network.config),
         "weights": checkpoint.weights_hash(network.state_dict()),
@@ -108,7 +110,7 @@ def open_store(
         "local_scales": list(config.local_scales),
         "max_features": config.max_features,
         "min_score": config.min_score,
-        "precision": config.precision,
+        "precision": devices.settled(config.precision, device),
         "projection": None if projection is None else projection.fingerprint(),
     }
     extractor = type(network).__name__.lower()

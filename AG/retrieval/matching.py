@@ -155,12 +155,11 @@ def _match_stack(
 
 
 def _product(query: np.ndarray, database: np.ndarray) -> np.ndarray:
-    """All inner products (Nq, Nd), float32, or int32 for int8 factors (exact on every machine)."""
+    """All inner products (Nq, Nd), float32 or int32; of int8 factors exact on every machine."""
     # float32 holds every integer below 2**24, so that its product of int8 factors is exact, too.
     exact_in_float32 = _INT8_MAX**2 * query.shape[1] < 2**24
     if query.dtype == np.int8 and exact_in_float32 and not _has_fast_int8():
-        product = torch.from_numpy(query).float() @ torch.from_numpy(database).float().T
-        return product.to(torch.int32).numpy()
+        return (torch.from_numpy(query).float() @ torch.from_numpy(database).float().T).numpy()
     left, right = torch.from_numpy(query), torch.from_numpy(database).T
     return (torch._int_mm(left, right) if query.dtype == np.int8 else left @ right).numpy()
 

@@ -4,11 +4,11 @@ import importlib.metadata
 import platform
 import subprocess
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from retrieval import checkpoint
+from retrieval import checkpoint, devices
 from retrieval.configs.describe import ExtractConfig
 from retrieval.data.photo_sets import PhotoSet
 from retrieval.networks.interface import Network
@@ -49,6 +49,8 @@ def protocol_of(photos: PhotoSet, settings: Mapping[str, Any]) -> Protocol:
 
 def network_settings(model: Network, extract: ExtractConfig, weights: str) -> dict[str, Any]:
     """What the descriptors of a network hang on; ``weights`` says where it has them from."""
+    device = next(model.parameters()).device
+    extract = replace(extract, precision=devices.settled(extract.precision, device))
     return {
         "weights": weights,
         "weights_sha256": checkpoint.weights_hash(model.state_dict()),

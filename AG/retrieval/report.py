@@ -106,7 +106,7 @@ def answers(run: Evaluation, most_queries: int = 20) -> list[str]:
         for rank, row in enumerate(_predicted(run, query)[:_SHOWN], start=1):
             similarity, inliers, _ = evidence(run, query, row)
             name = run.photos.database_photos[row].shown
-            found = "" if inliers is None else f"  {inliers:4d} inliers"
+            found = f"  {inliers_in_words(inliers):>4} inliers" if inliers else ""
             lines.append(f"  {rank}  {similarity:.3f}{found}  {name}")
     rest = len(run.photos.queries) - most_queries
     return [*lines, f"… and {rest} more queries: see predictions.csv"] if rest > 0 else lines
@@ -117,41 +117,54 @@ def _predicted(run: Evaluation, query: int) -> list[int]:
     return ranking[ranking >= 0].tolist()
 
 
-def evidence(run: Evaluation, query: int, row: int) -> tuple[float, int | None, int | None]:
-    """Of a predicted database row: its similarity, inliers, and rank in the first step.
+def evidence(run: Evaluation, query: int, row: int) -> tuple[float, list[int], int | None]:
+    """Of a predicted database row: its similarity, `inliers_of`, and rank in the first step.
 
-    The similarity is that of the last step. None where it was not verified, or not ranked then.
+    The similarity is that of the last step. No rank: it was not ranked then.
     """
     similarity = run.last.ranking.similarity[query, run.last.ranking.rows[query] == row][0]
     before = rank_of(run.first.ranking.rows[query], row)
     return float(similarity), inliers_of(run, query, before), before
 
 
-def inliers_of(run: Evaluation, query: int, rank: int | None) -> int | None:
-    """The inliers of the prediction that had this rank, from 1, in the first step."""
-    counts = None if run.verified is None else run.verified.num_inliers
-    if counts is None or rank is None or rank > counts.shape[1]:
-        return None
-    return int(counts[query, rank - 1])
+def inliers_of(run: Evaluation, query: int, rank: int | None) -> list[int]:
+    """The inliers, by each kind of features, of the prediction of this rank in the first step.
+
+    Ranks count from 1. Nothing where it was not verified.
+    """
+    counts = [kind.num_inliers for kind in run.evidence]
+    if rank is None or not counts or rank > counts[0].shape[1]:
+        return []
+    return [int(count[query, rank - 1]) for count in counts]
+
+
+def inliers_in_words(inliers: list[int]) -> str:
+    """``40``, or ``40 + 12`` by two kinds of features."""
+    return " + ".join(map(str, inliers))
 
 
 def write_predictions(path: Path, run: Evaluation, count: int) -> None:
     """A CSV with a line for each of the first ``count`` predictions of each query.
 
-    Paths of query and prediction, rank, rank in the first step, similarity, inliers, and right,
-    wrong or junk; empty where something is not known.
+    Paths of query and prediction, rank, rank in the first step, similarity, inliers (in a column
+    for each kind of features), and right, wrong or junk; empty where something is not known.
     """
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["query", "prediction", "rank", "rank_before", "similarity", "inliers", "mark"])
+    columns = ["inliers"]
+    if len(run.evidence) > 1:
+        columns = [f"inliers {n} {kind.name}" for n, kind in enumerate(run.evidence, start=1)]
+    known = ["rank", "rank_before", "similarity"]
+    writer.writerow(["query", "prediction", *known, *columns, "mark"])
     photos = run.photos
     for query, path_of_query in enumerate(photos.queries):
         for rank, row in enumerate(_predicted(run, query)[:count], start=1):
             similarity, inliers, before = evidence(run, query, row)
             mark = "" if photos.truth is None else photos.truth.mark(query, row)
-            known = ["" if value is None else value for value in (before, similarity, inliers)]
+            found = list(map(str, inliers)) or [""] * len(columns)
             paths = path_of_query.absolute(), photos.database[row].absolute()
-            writer.writerow([*paths, rank, *known, mark])
+            ranks = rank, "" if before is None else before
+            writer.writerow([*paths, *ranks, similarity, *found, mark])
     write_atomically(path, text.getvalue())
 
 

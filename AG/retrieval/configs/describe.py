@@ -7,7 +7,7 @@ from typing import Literal
 from retrieval.configs.setting import Config, setting
 from retrieval.errors import InputError
 
-Precision = Literal["bf16", "fp16", "fp32"]
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 # SIFT, and the keys of the table in voc_tree/learned.py.
 ExtractorName = Literal["sift", "aliked", "disk", "xfeat"]
@@ -26,7 +26,10 @@ BACKBONE = (
 )
 FEATURES = "local features of a photo that are kept, those with the highest score"
 SKIP = "leave out photos that cannot be read, and say how many; else they are an error"
-PRECISION = "arithmetic of the network; bf16 and fp16 are mixed precision"
+PRECISION = (
+    "arithmetic of the network; bf16 and fp16 are mixed precision. auto: bf16 where the GPU or "
+    "processor computes it, else fp32, since there bf16 takes many times as long"
+)
 
 GLOBAL_SCALES = "scales of a photo at which its global descriptor is taken; the mean is used"
 LOCAL_SCALES = "scales of a photo at which its local features are taken"
@@ -215,7 +218,7 @@ class ExtractConfig(Config, group="Local features"):
         group="Photos",
         least=1,
     )
-    precision: Precision = setting("bf16", PRECISION, group="Run")
+    precision: Precision = setting("auto", PRECISION, group="Run")
     skip_bad_images: bool = setting(False, SKIP, group="Run")
 
     def __post_init__(self) -> None:

@@ -90,7 +90,7 @@ class TrainConfig(Config, group="Training"):
     lr: float = setting(1e-5, RATE, above=0)
     classifiers_lr: float = setting(0.01, "learning rate of the classifiers", above=0)
     seed: int = setting(0, SEED, group="Run", least=0)
-    precision: Precision = setting("bf16", PRECISION, group="Run")
+    precision: Precision = setting("auto", PRECISION, group="Run")
     num_workers: int = setting(
         2, "helper processes: they read photos", names=("workers",), group="Run", least=0
     )
@@ -172,7 +172,7 @@ class TuneConfig(Config, group="Training"):
     )
     epochs: int = setting(100, EPOCHS, names=("epochs_num",), least=0)
     seed: int = setting(0, SEED, group="Run", least=0)
-    precision: Precision = setting("bf16", PRECISION, group="Run")
+    precision: Precision = setting("auto", PRECISION, group="Run")
     skip_bad_images: bool = setting(False, SKIP, group="Run")
 
 

@@ -28,7 +28,8 @@ class Tile:
     """A prediction of a query.
 
     photo: a data URI, None if unreadable; mark: right, wrong, junk or none (no labels); rank and
-    old_rank: in the last and in the first step, from 1, None where it does not appear.
+    old_rank: in the last and in the first step, from 1, None where it does not appear; inliers: in
+    words, empty where it was not verified.
     """
 
     name: str
@@ -36,7 +37,7 @@ class Tile:
     mark: str
     rank: int | None
     old_rank: int | None
-    inliers: int | None
+    inliers: str
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def _tile(source: _Source, query: int, row: int) -> Tile:
         "none" if run.photos.truth is None else run.photos.truth.mark(query, row),
         metrics.rank_of(run.last.ranking.rows[query], row),
         old_rank,
-        report.inliers_of(run, query, old_rank),
+        report.inliers_in_words(report.inliers_of(run, query, old_rank)),
     )
 
 
