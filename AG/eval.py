@@ -24,7 +24,6 @@ from retrieval.data.photo_sets import check_photos, open_set
 from retrieval.drawing import looks
 from retrieval.drawing.html_report.page import write_report
 from retrieval.feature_folders import find_store, stored_features
-from retrieval.files import write_npy
 from retrieval.networks.create import create
 
 log = logging.getLogger("eval")
@@ -67,8 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     log.info("%s", report.table(evaluation))
     report.write_predictions(run / "predictions.csv", evaluation, max(asked.judged.recall_values))
     if asked.save_descriptors:
-        write_npy(run / "queries_descriptors.npy", described.queries)
-        write_npy(run / "database_descriptors.npy", described.database)
+        global_search.save_descriptors(run, described)
     looks.save_strips(
         run / "preds", evaluation, asked.num_preds_to_save, only_wrong=asked.save_only_wrong_preds
     )

@@ -2,9 +2,10 @@
 
 Every combination of the values is tried; nothing is extracted again. Inliers are counted once for
 each distinct geometry, and kept in the output folder: killed and called again, the same command
-goes on. If the gain of the best setting on the validation split may as well be none (its 95 %
-interval reaches down to 0), rerank.toml says that there is to be no re-ranking. That file is for
-eval.py --rerank_config.
+goes on. The best of many settings looks better than it is: it is chosen again by many draws of the
+queries, and measured on those not drawn. If its gain there may as well be none (its 95 % interval
+reaches down to 0), rerank.toml says that there is to be no re-ranking. That file is for eval.py
+--rerank_config.
 
 Examples:
     python3 AG/tune.py logs/val/DATE --test_run logs/test/DATE
@@ -75,6 +76,7 @@ def measure(
     """The setting that was best on validation, and the defaults, on the test split."""
     default = RerankConfig()
     default = replace(default, top_k=min(default.top_k, test.local()[0].config.top_k))
+    default = try_settings.with_residual(test, default, threads)
     return {
         name: tables.measured(
             try_all(f"test, {name}", test, [setting], folder, threads)[0], test.first.per_query
@@ -103,14 +105,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     tested = {}
     if test is not None:
         tested = measure(test, best.outcome.settled, asked.output, asked.resources.threads)
-    told = tables.summary(run.metric, len(settings), best, tested)
+    gained = try_settings.gain_of_choosing(outcomes, run.first.per_query)
+    told = tables.summary(run.metric, len(settings), best, gained, tested)
     log.info("\n%s", "\n".join(told))
-    content = tables.as_json(outcomes, run.metric, best, tested)
+    content = tables.as_json(outcomes, run.metric, best, gained, tested)
     content["protocols"] = [each.protocol.settings for each in (run, *filter(None, [test]))]
     write_json(asked.output / "tuning.json", content)
     figures.save(panels(outcomes, best.before, run.metric), asked.output / "tuning.png")
     comment = [f"Written by tune.py from {run.folder}", *told]
-    chosen = try_settings.choose(best.outcome, best.gain)
+    chosen = try_settings.choose(best.outcome, gained)
     rerank_file.write_rerank(asked.output / "rerank.toml", chosen, comment)  # last: it is complete
     log.info("\nwritten: tuning.json, tuning.png, rerank.toml in %s", asked.output)
 

@@ -255,7 +255,7 @@ def print_together(features: dict[Path, LocalFeatures], photos: list[Path], seed
         for threads, key in ((1, "1 thread"), (2, "2 threads")):
             config = RerankConfig(floor=0.0)
             found = rerank(ranked, [Evidence(rows, rows, config.geometry)], config, threads)
-            times[key].append(found.first.ms_per_pair)
+            times[key].append(found.kinds[0].ms_per_pair)
     print("Both together, deep-mutual: cKDTree + skimage affine of 1000 trials, against rerank")
     for key, values in times.items():
         ratio = np.mean(times["reference"]) / np.mean(values)

@@ -67,7 +67,7 @@ SMALLER = {
     r"AG/eval\.py .*--image_size": "--image_size 96",
     r"AG/show\.py .*--query 134": "--query 1",
     r"AG/show\.py .*--database 17": "--database 1",
-    r"AG/tune\.py": "--threads 1 --num_features all --rule mutual --residual default",
+    r"AG/tune\.py": "--threads 1 --num_features all --rule mutual --residual measured",
     r"-m example\.": "--epochs 1 --num_workers 0 --precision fp32",
     r"-m example\.(finetuning|attention)": "--test_freq 0",
     r"-m example\.finetuning": "--pretrained delf.pth --backbone resnet18",

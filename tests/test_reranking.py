@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from retrieval.reranking import (
     reorder,
     rerank,
     summed,
+    surprise,
 )
 from retrieval.search import Ranking
 from retrieval.verification import by_matching, count_inliers
@@ -67,13 +70,13 @@ def run(city, threads=None, **settings):
 def test_positives_come_first(city):
     *_, ranking, _, positives = city
     found = run(city)
-    assert 0 < found.first.floor < 20
+    assert 0 < found.kinds[0].floor < 20
     for row, positive in zip(found.ranking.rows, positives, strict=True):
         assert set(row[:2]) == set(positive)
     truth = Positives(positives, [[]] * len(positives))
     assert (first_hit_rank(found.ranking.rows, truth) < first_hit_rank(ranking, truth)).all()
-    assert set(found.first.seconds) == {"loading", "matching", "verification", "elapsed"}
-    assert found.first.ms_per_pair > 0
+    assert set(found.kinds[0].seconds) == {"loading", "matching", "verification", "elapsed"}
+    assert found.kinds[0].ms_per_pair > 0
 
 
 def test_equals_the_obvious_loop(city):
@@ -86,7 +89,7 @@ def test_equals_the_obvious_loop(city):
             pairs = match_descriptors(queries[q].descriptors, database[d].descriptors, config.match)
             points = queries[q].keypoints[pairs[:, 0]], database[d].keypoints[pairs[:, 1]]
             counts.append(verify(*points, config.verify).num_inliers)
-        np.testing.assert_array_equal(found.first.num_inliers[q], counts)
+        np.testing.assert_array_equal(found.kinds[0].num_inliers[q], counts)
         keys = [(-max(n - 2.0, 0), -s) for n, s in zip(counts, similarity[q, :9], strict=True)]
         head = [int(row[i]) for i in sorted(range(9), key=keys.__getitem__)]
         assert found.ranking.rows[q].tolist() == head + row[9:].tolist()
@@ -97,9 +100,9 @@ def test_equals_the_obvious_loop(city):
 def test_threads_change_nothing_and_leave_nothing_behind(city):
     before = torch.get_num_threads(), cv2.getNumThreads()
     first, second = (run(city, threads=threads) for threads in (1, 4))
-    np.testing.assert_array_equal(first.first.num_inliers, second.first.num_inliers)
+    np.testing.assert_array_equal(first.kinds[0].num_inliers, second.kinds[0].num_inliers)
     np.testing.assert_array_equal(first.ranking.rows, second.ranking.rows)
-    assert first.first.floor == second.first.floor
+    assert first.kinds[0].floor == second.kinds[0].floor
     assert (torch.get_num_threads(), cv2.getNumThreads()) == before
 
 
@@ -133,8 +136,8 @@ def test_only_the_features_of_the_shortlist_are_asked_for(city):
 def test_empty_rankings(shape):
     empty = Ranking(np.empty(shape, np.int64), np.empty(shape, np.float32))
     found = rerank(empty, [Evidence([], [], RerankConfig().geometry)], RerankConfig())
-    assert found.ranking.rows.shape == found.first.num_inliers.shape == shape
-    assert found.first.floor == 0
+    assert found.ranking.rows.shape == found.kinds[0].num_inliers.shape == shape
+    assert found.kinds[0].floor == 0
 
 
 def test_queries_that_could_not_be_read_stay(city):
@@ -144,7 +147,7 @@ def test_queries_that_could_not_be_read_stay(city):
     ranking[2], similarity[2] = -1, -np.inf
     found = run((queries, database, ranking, similarity, positives), floor=0.0)
     assert (found.ranking.rows[2] == -1).all()
-    assert (found.first.num_inliers[2] == 0).all()
+    assert (found.kinds[0].num_inliers[2] == 0).all()
     others = np.arange(NUM_PLACES) != 2
     np.testing.assert_array_equal(found.ranking.rows[others], whole.ranking.rows[others])
 
@@ -161,7 +164,7 @@ def test_images_without_features_stay_behind(city):
 
 def test_other_models_are_passed_on(city):
     found = run(city, verify=VerifyConfig("homography"), floor=0.0, top_k=16)
-    assert (found.first.num_inliers[:, 5:7] >= 25).all()
+    assert (found.kinds[0].num_inliers[:, 5:7] >= 25).all()
 
 
 @given(st.data())
@@ -217,11 +220,11 @@ def test_the_strongest_features_are_a_slice(city):
     ]
     sliced, whole = run((*by_hand, *rest)), run(city)
     found = run(city, num_features=40)
-    np.testing.assert_array_equal(found.first.num_inliers, sliced.first.num_inliers)
+    np.testing.assert_array_equal(found.kinds[0].num_inliers, sliced.kinds[0].num_inliers)
     np.testing.assert_array_equal(found.ranking.rows, sliced.ranking.rows)
-    assert (found.first.num_inliers != whole.first.num_inliers).any()
+    assert (found.kinds[0].num_inliers != whole.kinds[0].num_inliers).any()
     np.testing.assert_array_equal(
-        run(city, num_features=99).first.num_inliers, whole.first.num_inliers
+        run(city, num_features=99).kinds[0].num_inliers, whole.kinds[0].num_inliers
     )
 
 
@@ -247,7 +250,7 @@ def test_geometries_counted_together_are_those_counted_alone(city):
             city, floor=0.0, num_features=geometry.num_features, match=geometry.match,
             verify=geometry.verify,
         )  # fmt: skip
-        np.testing.assert_array_equal(counts, alone.first.num_inliers.ravel())
+        np.testing.assert_array_equal(counts, alone.kinds[0].num_inliers.ravel())
 
 
 def test_random_pairs_avoid_the_own_ranking_and_repeat_by_seed():
@@ -297,6 +300,45 @@ def test_settings_are_checked(settings_):
         RerankConfig(**settings_)
 
 
+def test_surprise_is_the_logarithm_of_a_p_value():
+    rng = np.random.default_rng(3)
+    counts, chance = rng.integers(0, 30, 50), rng.integers(0, 20, 200)
+    slow = [-np.log((1 + sum(other >= n for other in chance)) / (1 + len(chance))) for n in counts]
+    np.testing.assert_allclose(surprise(counts, chance), slow)
+
+
+@pytest.mark.parametrize(("jitter", "expected"), [(1.0, 15.0), (40.0, 60.0)])
+def test_the_residual_follows_how_exactly_features_lie(jitter, expected):
+    """Forty places whose features lie again where they were, to within ``jitter`` pixels."""
+    rng = np.random.default_rng(7)
+
+    def shown(looks, points):
+        points = points + rng.normal(0, jitter, points.shape)
+        looks = looks + rng.normal(0, 0.2, looks.shape)  # some matches are wrong, too
+        looks /= np.linalg.norm(looks, axis=1, keepdims=True)
+        return LocalFeatures(points, looks.astype(np.float32), np.ones(len(looks)), (640, 480))
+
+    places = [(rng.normal(0, 0.2, (150, 16)), rng.uniform(0, 480, (150, 2))) for _ in range(40)]
+    queries, database = ([shown(*place) for place in places] for _ in range(2))
+    rows = np.array([np.roll(np.arange(40), -place) for place in range(40)])
+    ranked = Ranking(rows, np.linspace(1, 0, rows.size).reshape(rows.shape).astype(np.float32))
+    config = RerankConfig(top_k=8)
+    (kind,) = rerank(ranked, [Evidence(queries, database, config.geometry)], config).kinds
+    assert kind.geometry.verify.residual == expected
+    fixed = replace(config.geometry, verify=replace(config.geometry.verify, residual=9.0))
+    (kind,) = rerank(ranked, [Evidence(queries, database, fixed)], config).kinds
+    assert kind.geometry == fixed
+
+
+def test_a_set_too_small_for_chance_takes_the_default_and_says_so(city):
+    queries, database, ranking, similarity, _ = city
+    config = RerankConfig(floor_pairs=50)
+    evidence = [Evidence(queries, database, config.geometry)]
+    found = rerank(Ranking(ranking, similarity), evidence, config)
+    assert found.kinds[0].geometry.verify.residual == 15
+    assert "random pairs of photos to measure chance on" in found.notes[0]
+
+
 def test_belief_is_what_one_random_pair_in_a_hundred_reaches():
     counts = np.random.default_rng(0).geometric(0.3, 20_000)
     chance = measure_chance(counts)
@@ -324,7 +366,7 @@ def test_one_kind_twice_changes_nothing_in_the_order(city):
     ranked, config = Ranking(ranking, similarity), RerankConfig()
     one, two = (rerank(ranked, kinds, config) for kinds in (kinds_of(city), 2 * kinds_of(city)))
     np.testing.assert_array_equal(one.ranking.rows, two.ranking.rows)
-    np.testing.assert_array_equal(one.first.num_inliers, two.kinds[1].num_inliers)
+    np.testing.assert_array_equal(one.kinds[0].num_inliers, two.kinds[1].num_inliers)
     np.testing.assert_allclose(two.strength, 2 * one.strength)
 
 
@@ -348,7 +390,14 @@ def test_kinds_are_summed_in_units_of_their_own_chance():
     rng = np.random.default_rng(1)
     loose, strict = rng.geometric(0.05, 5000), rng.geometric(0.4, 5000)
     made = [
-        Found(np.array([[n]]), measure_chance(counts), measure_chance(counts).floor, {}, 0.0)
+        Found(
+            RerankConfig().geometry,
+            np.array([[n]]),
+            measure_chance(counts),
+            measure_chance(counts).floor,
+            {},
+            0.0,
+        )
         for n, counts in ((200, loose), (25, strict))
     ]
     scales = [kind.chance.scale for kind in made]

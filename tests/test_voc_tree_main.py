@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -19,11 +20,14 @@ from retrieval.configs.describe import SiftConfig
 from retrieval.configs.rank import ExpandConfig, TreeConfig
 from retrieval.data.photo_sets import open_revisited
 from retrieval.errors import InputError
-from retrieval.evaluation import Evaluation
+from retrieval.evaluation import Evaluation, score
 from retrieval.feature_folders import made_from, open_features, open_kinds, point_to
 from retrieval.features import FeatureStore, LocalFeatures
 from retrieval.files import read_json, sealed, write_json
+from retrieval.global_search import DESCRIPTOR_FILES, open_descriptors
+from retrieval.protocol import protocol_of
 from retrieval.reranking import Evidence, rerank
+from retrieval.search import Ranking
 from voc_tree import expansion, grid, main, pipeline
 from voc_tree.SIFT import get_descriptor
 from voc_tree.SIFT.sift import Sift
@@ -307,10 +311,10 @@ def test_expansion_takes_what_lies_in_the_query(features):
     ranked = pipeline.rank(stored.queries, index)
     kinds = [Evidence(stored.queries, stored.database, settings.rerank.geometry)]
     verified = rerank(ranked, kinds, settings.rerank)
-    config = replace(settings, expand=ExpandConfig(expand_inliers=10_000))
+    config = ExpandConfig(expand_inliers=10_000)
     same = pipeline.expand([stored], [index], ranked, verified, config)
     np.testing.assert_array_equal(same.rows, verified.ranking.rows)
-    config = replace(settings, expand=ExpandConfig())
+    config = ExpandConfig()
     grown = pipeline.expand([stored], [index], ranked, verified, config)
     np.testing.assert_array_equal(np.sort(grown.rows), np.sort(ranked.rows))
 
@@ -389,3 +393,56 @@ def test_sift_is_verified_by_its_scales_unless_a_flag_names_a_model():
     assert models("--no-homo") == ["fundamental", "fundamental"]
     assert models("--original") == ["homography", "homography"]
     assert models("--backend skimage") == ["affine", "affine"]
+
+
+def global_run(folder, photos):
+    """A run of eval.py --save_descriptors, by a network that is right half the time."""
+    rng = np.random.default_rng(0)
+    places = rng.normal(size=(PLACES, 8))
+    arrays = []
+    for side in (photos.query_photos, photos.database_photos):
+        names = [Path(photo.name).name for photo in side]
+        mean = [places[int(name[1])] if name[1].isdigit() else 0 * places[0] for name in names]
+        arrays.append(np.array(mean) + rng.normal(0, 0.5, (len(side), 8)))
+        arrays[-1] /= np.linalg.norm(arrays[-1], axis=1, keepdims=True)
+    rows = np.argsort(-arrays[0] @ arrays[1].T, axis=1)
+    step = score("global", Ranking(rows, np.zeros(rows.shape, np.float32)), photos)
+    Evaluation("a run", photos, (step,), protocol_of(photos, {"weights": "made up"})).save(folder)
+    for name, array in zip(DESCRIPTOR_FILES, arrays, strict=True):
+        np.save(folder / name, array.astype(np.float32))
+    return arrays
+
+
+def test_global_descriptors_are_one_more_index(features, tmp_path):
+    alone = search(tmp_path / "alone", features, "--no_rerank")
+    queries, database = global_run(tmp_path / "run", alone.photos)
+    flags = ("--global_run", str(tmp_path / "run"))
+    both = search(tmp_path / "both", features, "--no_rerank", *flags)
+    for query, row in enumerate(both.first.ranking.rows):
+        words = np.empty(len(database))
+        words[alone.first.ranking.rows[query]] = alone.first.ranking.similarity[query]
+        cosine = database @ queries[query]
+        cosine = cosine - cosine.mean()
+        parts = [part / np.sort(part)[-10:].mean() for part in (words, cosine)]
+        expected = np.sum(parts, axis=0)
+        np.testing.assert_allclose(
+            both.first.ranking.similarity[query], expected[row], rtol=1e-4, atol=1e-4
+        )
+        assert (np.diff(both.first.ranking.similarity[query]) <= 0).all()
+    assert both.protocol.settings["descriptors"] == {"weights": "made up"}
+    expanded = search(tmp_path / "expanded", features, "--expand", "--rerank-num", "8", *flags)
+    assert expanded.last.figures["mAP M"] > 90
+
+
+def test_descriptors_that_cannot_be_had_are_refused(features, tmp_path):
+    photos = open_kinds([features / "sift"], "walls")[0]
+    global_run(tmp_path / "run", photos)
+    (tmp_path / "run" / DESCRIPTOR_FILES[1]).write_bytes(b"no array")
+    with pytest.raises(InputError, match=r"database_descriptors.npy cannot be read.*eval\.py"):
+        open_descriptors(tmp_path / "run", photos)
+    np.save(tmp_path / "run" / DESCRIPTOR_FILES[1], np.ones((2, 8)))
+    with pytest.raises(InputError, match=r"not what eval\.py writes"):
+        open_descriptors(tmp_path / "run", photos)
+    fewer = replace(photos, queries=photos.queries[:-1], ground_truth={})
+    with pytest.raises(InputError, match="of other photos"):
+        open_descriptors(tmp_path / "run", fewer)

@@ -60,7 +60,7 @@ class Step:
 class Verified:
     """What geometric verification found by one kind of local features.
 
-    config:         how it was done; its floor is the one that was in force.
+    config:         how it was done; its floor and residual are those that were in force.
     num_inliers:    (Q, k) int64, of the first k entries of the first step's ranking.
     ms_per_pair:    milliseconds a pair, by the clock.
     thread_seconds: of processor, for "loading", "matching" and "verification", and "elapsed".
@@ -272,8 +272,8 @@ def verified_by(
 ) -> tuple[Verified, ...]:
     """What a re-ranking by these configs and kinds of features found, without its order."""
     return tuple(
-        Verified(replace(config, floor=kind.floor), kind.num_inliers, kind.ms_per_pair,
-                 kind.seconds, each)
+        Verified(replace(config, floor=kind.floor, verify=kind.geometry.verify),
+                 kind.num_inliers, kind.ms_per_pair, kind.seconds, each)
         for kind, config, each in zip(found.kinds, configs, features, strict=True)
     )  # fmt: skip
 

@@ -27,6 +27,7 @@ from retrieval.errors import InputError
 from retrieval.evaluation import Evaluation, Verified, score
 from retrieval.feature_folders import SetFeatures, features_of_set, stored_features
 from retrieval.features import FeatureStore
+from retrieval.files import write_npy
 from retrieval.networks.interface import GlobalNetwork, Network
 from retrieval.progress import Clock
 from retrieval.reranking import Evidence, Reranking
@@ -50,6 +51,38 @@ class Descriptors:
         every = [*photos.query_photos, *photos.database_photos]
         sound = np.concatenate([self.queries.any(axis=1), self.database.any(axis=1)])
         return tuple(photo.name for photo, there in zip(every, sound, strict=True) if not there)
+
+
+# What eval.py --save_descriptors writes into its run folder, in the order of `Descriptors`.
+DESCRIPTOR_FILES = ("queries_descriptors.npy", "database_descriptors.npy")
+
+
+def save_descriptors(folder: Path, descriptors: Descriptors) -> None:
+    """Write what `open_descriptors` reads."""
+    arrays = descriptors.queries, descriptors.database
+    for name, array in zip(DESCRIPTOR_FILES, arrays, strict=True):
+        write_npy(folder / name, array)
+
+
+def open_descriptors(folder: Path, photos: PhotoSet) -> tuple[Descriptors, Evaluation]:
+    """The descriptors in a run folder of eval.py --save_descriptors, and the run.
+
+    Raises InputError where they cannot be read or are of other photos than ``photos``.
+    """
+    run = Evaluation.open(folder, with_features=False)
+    if run.protocol.fingerprint != photos.fingerprint():
+        raise InputError(f"{folder} has descriptors of other photos than {photos.name}")
+    arrays = []
+    for name, count in zip(DESCRIPTOR_FILES, (photos.queries, photos.database), strict=True):
+        remedy = "run eval.py again with --save_descriptors"
+        try:
+            array = np.load(folder / name, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"{folder / name} cannot be read ({error}): {remedy}") from None
+        if array.ndim != 2 or len(array) != len(count) or not np.isfinite(array).all():
+            raise InputError(f"{folder / name}: not what eval.py writes: {remedy}")
+        arrays.append(array.astype(np.float32))
+    return Descriptors(*arrays), run
 
 
 def describe_set(
@@ -178,10 +211,9 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a network on a photo set: steps "global" and, unless switched off, "reranked".
 
-    weights: where the network's weights are from, for the protocol. described: the set's
-    descriptors, if known. features: stored local features, of any extractors, to re-rank by instead
-    of the network's own; several together. Raises InputError for photos that cannot be decoded
-    (unless to be skipped), for descriptors that are not finite, and for features of other photos.
+    weights: where the network's are from, for the protocol. described: the set's descriptors, if
+    known. features: stored local features, of any extractors, to re-rank by instead of its own.
+    InputError for photos that cannot be decoded (unless skipped), or features of other photos.
     """
     config, resources = config or EvaluationConfig(), resources or Resources()
     described = described or describe_set(network, photos, config.extract, resources)
@@ -189,17 +221,17 @@ def evaluate(
     rankings = {"global": rank(described, photos, depth_of(photos, config), clock)}
     settings = protocol.network_settings(network, config.extract, weights) | {"seed": config.seed}
     evidence: tuple[Verified, ...] = ()
+    notes: tuple[str, ...] = ()
     if config.rerank is not None:
         head = rankings["global"].rows[:, : config.rerank.top_k]
         local = [stored_features(photos, store, head) for store in features]
         if not local:
-            every = config.all_local_features
-            rows = np.arange(len(photos.database)) if every else np.unique(head[head >= 0])
+            rows = _with_features(photos, head, config)
             local = [extract_features(network, photos, rows, config, resources, clock)]
             settings["projection"] = {key: str(value) for key, value in asdict(config.pca).items()}
         configs = _configs_of(local, config.rerank)
         found = verify(rankings["global"], local, configs, resources, clock)
-        rankings["reranked"] = found.ranking
+        rankings["reranked"], notes = found.ranking, found.notes
         evidence = evaluation.verified_by(found, configs, local)
         settings |= evaluation.told_of(evidence)
     return Evaluation(
@@ -210,7 +242,15 @@ def evaluate(
         seconds=clock.seconds,
         evidence=evidence,
         skipped=described.skipped(photos),
+        notes=notes,
     )
+
+
+def _with_features(photos: PhotoSet, head: np.ndarray, config: EvaluationConfig) -> np.ndarray:
+    """The rows of the database that need local features: those in (Q, k) ``head``, or all."""
+    if config.all_local_features:
+        return np.arange(len(photos.database))
+    return np.unique(head[head >= 0])
 
 
 def _configs_of(local: Sequence[SetFeatures], rerank: RerankConfig) -> list[RerankConfig]:
@@ -247,7 +287,7 @@ def rerank(run: Evaluation, **settings: Any) -> Evaluation:
         evidence=evidence,
         protocol=replace(run.protocol, settings=told),
         seconds=clock.seconds,
-        notes=(),
+        notes=found.notes,
         command="",
         folder=None,
     )

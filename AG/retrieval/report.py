@@ -45,7 +45,11 @@ def notes(run: Evaluation) -> list[str]:
     if comparison is not None:
         names = [f" of {kind.name}" * (len(run.evidence) > 1) for kind in run.evidence]
         floors = zip(names, run.evidence, strict=True)
-        floor = "".join(f"; floor {kind.config.floor:g} inliers{name}" for name, kind in floors)
+        floor = "".join(
+            f"; floor {kind.config.floor:g} inliers{name} within "
+            f"{kind.config.verify.residual_px:g} px"
+            for name, kind in floors
+        )
         lines.append(
             f"{run.last.name}: {comparison.in_words()}; first positive moved up for "
             f"{len(comparison.helped)} queries, down for {len(comparison.hurt)}, stayed for "

@@ -7,7 +7,7 @@ kinds of local features may have a say: each is held against its own chance, in 
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -15,11 +15,17 @@ import numpy as np
 from retrieval.configs.rank import Geometry, RerankConfig
 from retrieval.errors import InputError
 from retrieval.features import LocalFeatures
+from retrieval.metrics import paired_interval
 from retrieval.search import Ranking
 from retrieval.verification import STAGES, count_inliers
 
 # A photo is believed to show the query's place if one random pair in a hundred has its inliers.
 BELIEVED = 0.01
+
+# Residuals that are tried where none is given, as multiples of the model's default, which is first.
+_RESIDUALS = (1.0, 0.5, 2.0, 4.0)
+# What they are tried on: the first so many photos of so many queries.
+_TRIED_PHOTOS, _TRIED_QUERIES = 10, 100
 
 
 class Evidence(NamedTuple):
@@ -57,6 +63,7 @@ class Chance:
 class Found:
     """What one kind of local features found.
 
+    geometry:    how pairs were matched and verified; its residual is the one in force.
     num_inliers: (Q, k) int64, of the first k entries of the *old* ranking.
     chance:      what random pairs have.
     floor:       inliers that counted for nothing: chance's, or what was asked for.
@@ -65,6 +72,7 @@ class Found:
     ms_per_pair: elapsed milliseconds per verified pair (random pairs of the floor included).
     """
 
+    geometry: Geometry
     num_inliers: np.ndarray
     chance: Chance
     floor: float
@@ -89,9 +97,15 @@ class Reranking:
     belief: float
 
     @property
-    def first(self) -> Found:
-        """What the first kind found."""
-        return self.kinds[0]
+    def notes(self) -> tuple[str, ...]:
+        """What is to be said of chance that was hardly measured."""
+        pairs = self.kinds[0].chance.pairs
+        if self.ranking.rows.size == 0 or pairs >= 1 / BELIEVED:
+            return ()
+        return (
+            f"only {pairs} random pairs of photos to measure chance on, where one in a hundred "
+            "counts: the default residual is taken, and few photos are believed",
+        )
 
 
 def rerank(
@@ -117,13 +131,15 @@ def rerank(
     chance = [(int(asked[q]), d) for q, d in random_pairs(rows, config)]
     kinds, by_chance = [], []
     for each in evidence:
+        if each.geometry.verify.residual is None:
+            each = each._replace(geometry=measure_residual(pairs, chance, each, threads))
         counts, seconds = _count(pairs + chance, each, threads)
         num_inliers = np.zeros((len(ranked.rows), head.shape[1]), np.int64)
         num_inliers[asked] = counts[: len(pairs)].reshape(head.shape)
         measured = measure_chance(counts[len(pairs) :], config.floor_quantile)
         floor = measured.floor if config.floor is None else config.floor
         ms_per_pair = 1000 * seconds["elapsed"] / max(len(counts), 1)
-        kinds.append(Found(num_inliers, measured, floor, seconds, ms_per_pair))
+        kinds.append(Found(each.geometry, num_inliers, measured, floor, seconds, ms_per_pair))
         by_chance.append(counts[len(pairs) :])
     strength = summed(kinds, [kind.num_inliers for kind in kinds])
     belief = measure_chance(summed(kinds, by_chance), config.floor_quantile).belief
@@ -143,6 +159,65 @@ def _count(
     )
     seconds = dict(zip(STAGES, counted.seconds[0].tolist(), strict=True))
     return counted.num_inliers[0], seconds | {"elapsed": time.perf_counter() - start}
+
+
+def measure_residual(
+    pairs: list[tuple[int, int]],
+    chance: list[tuple[int, int]],
+    evidence: Evidence,
+    threads: int | None,
+) -> Geometry:
+    """The geometry with the residual at which true pairs stand out most against chance.
+
+    pairs: (query row, database row), of each query the best first; chance: random ones. Without
+    labels nobody knows which of the first photos are right; but what is right among them has the
+    more `surprise`, the better the residual suits features, photos and places, and what is wrong
+    has that of chance at every residual. So the mean over a sample tells. The model's default stays
+    where none is better beyond doubt, or chance is too few pairs to show one in a hundred.
+    """
+    geometry = evidence.geometry
+    default = geometry.verify.residual_px
+    tried = [
+        replace(geometry, verify=replace(geometry.verify, residual=default * factor))
+        for factor in _RESIDUALS
+    ]
+    if len(chance) < 1 / BELIEVED:
+        return tried[0]
+    sample = _first_of_some(pairs)
+    counted = count_inliers(
+        sample + chance, evidence.queries, evidence.database, tried, threads
+    ).num_inliers
+    told = []
+    for counts in counted:
+        random = counts[len(sample) :]
+        # Counts of few values tie often, and surprise the less; chance itself says by how much.
+        told.append(surprise(counts[: len(sample)], random) - surprise(random, random).mean())
+    best = int(np.argmax([np.mean(each) for each in told]))
+    return tried[best if paired_interval(told[best], told[0]).low > 0 else 0]
+
+
+def _first_of_some(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The first `_TRIED_PHOTOS` pairs of `_TRIED_QUERIES` queries that are spread over all."""
+    queries = np.array([query for query, _ in pairs])
+    each = np.unique(queries)
+    some = each[:: -(-len(each) // _TRIED_QUERIES)]
+    starts = np.searchsorted(queries, some)
+    return [
+        pair
+        for start, query in zip(starts.tolist(), some.tolist(), strict=True)
+        for pair in pairs[start : start + _TRIED_PHOTOS]
+        if pair[0] == query
+    ]
+
+
+def surprise(num_inliers: np.ndarray, chance: np.ndarray) -> np.ndarray:
+    """How rare counts (P,) are among those of random pairs (C,): −log p, float64, 0 at least.
+
+    p = (1 + random pairs with as many) / (1 + C), the p-value of a test by random draws; see
+    Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 4.2.
+    """
+    as_many = len(chance) - np.searchsorted(np.sort(chance), num_inliers)
+    return -np.log((1 + as_many) / (1 + len(chance)))
 
 
 def summed(kinds: Sequence[Found], num_inliers: Sequence[np.ndarray]) -> np.ndarray:

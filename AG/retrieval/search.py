@@ -57,6 +57,16 @@ def _mean_of_best(scores: np.ndarray) -> np.ndarray:
     return np.where(mean > 0, mean, 1)
 
 
+def above_chance(query: np.ndarray, database: np.ndarray) -> np.ndarray:
+    """(N,) float32: similarity of a descriptor (D,) with (N, D), above the mean of them all.
+
+    Cosines of photos of different places are far from 0; their mean stands for chance, so that what
+    is left can be summed with the scores of an index of words, which are near 0 by chance.
+    """
+    similarity = database @ query
+    return similarity - similarity.mean()
+
+
 def fused(rankings: Sequence[Ranking]) -> Ranking:
     """One ranking of several that each hold all N database photos, (Q, N), by `summed`."""
     if len(rankings) == 1:

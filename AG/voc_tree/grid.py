@@ -25,6 +25,7 @@ from retrieval.errors import InputError
 from retrieval.evaluation import Evaluation, Step
 from retrieval.feature_folders import open_kinds, sets_of
 from retrieval.files import write_atomically, write_json
+from retrieval.global_search import open_descriptors
 from voc_tree.pipeline import WordSearch
 
 log = logging.getLogger("voc_tree")
@@ -41,11 +42,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     for dataset in sets_of(rows_asked[0][1].roots[0], asked.test_datasets):
         name = dataset or "store"
         found: list[tuple[str, Evaluation, Step]] = []
-        searches: dict[tuple[Path, ...], WordSearch] = {}
+        searches: dict[tuple[Path | None, ...], WordSearch] = {}
         for row, each in rows_asked:
-            if each.roots not in searches:
-                searches[each.roots] = WordSearch(*open_kinds(each.roots, dataset))
-            searched = searches[each.roots].evaluate(each.settings)
+            key = (*each.roots, each.global_run)
+            if key not in searches:
+                photos, features = open_kinds(each.roots, dataset)
+                run = each.global_run
+                described = open_descriptors(run, photos) if run else None
+                searches[key] = WordSearch(photos, features, (), described)
+            searched = searches[key].evaluate(each.settings)
             found.append((row or "defaults", searched, searched.last))
             rows = comparison.side_by_side(found, LEVEL)
             text = comparison.table(rows)

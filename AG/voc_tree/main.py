@@ -27,6 +27,7 @@ from retrieval.errors import InputError
 from retrieval.evaluation import Evaluation
 from retrieval.feature_folders import open_kinds, sets_of
 from retrieval.files import write_atomically
+from retrieval.global_search import open_descriptors
 from retrieval.saved_run import read_result
 from voc_tree.pipeline import WordSearch
 from voc_tree.tree import Tree
@@ -39,18 +40,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     asked = tree_flags.read_search(__doc__, argv)
     config, names = asked.settings, asked.test_datasets
     sets = [open_kinds(asked.roots, name) for name in sets_of(asked.roots[0], names)]
+    run = asked.global_run
+    described = [open_descriptors(run, photos) if run else None for photos, _ in sets]
 
     for photos, _ in sets:
         check_own(asked.directory / photos.name, photos)
     script.begin(asked.directory)
     lines: list[str] = []
-    for photos, features in sets:
+    for (photos, features), by_descriptors in zip(sets, described, strict=True):
         folder = asked.directory / photos.name
         files = tree_files(folder, len(features))
         codebooks = [] if asked.train else [Tree.load(file) for file in files]
         for codebook, each in zip(codebooks, features if codebooks else [], strict=True):
             codebook.check(config.tree, asdict(each.store.made_by))
-        search = WordSearch(photos, features, codebooks)
+        search = WordSearch(photos, features, codebooks, by_descriptors)
         said = [f"# branchs = {config.tree.tree_branch}", f"# height = {config.tree.tree_height}"]
         if asked.train:
             start = time.perf_counter()

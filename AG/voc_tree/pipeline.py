@@ -12,6 +12,7 @@ import numpy as np
 
 from retrieval import evaluation, progress, reranking, search
 from retrieval.configs.rank import (
+    ExpandConfig,
     ScoreConfig,
     TreeConfig,
     WordsConfig,
@@ -21,6 +22,7 @@ from retrieval.errors import InputError
 from retrieval.evaluation import Evaluation
 from retrieval.feature_folders import SetFeatures, check_complete
 from retrieval.features import LocalFeatures
+from retrieval.global_search import Descriptors
 from retrieval.progress import Clock
 from retrieval.protocol import protocol_of
 from retrieval.reranking import Evidence, Reranking
@@ -85,6 +87,12 @@ def rank(queries: Sequence[LocalFeatures], index: Index) -> Ranking:
     return _stacked(rows, len(index.file))
 
 
+def rank_by_descriptors(descriptors: Descriptors) -> Ranking:
+    """All database photos for each query, by global descriptors (`search.above_chance`)."""
+    every = [search.above_chance(query, descriptors.database) for query in descriptors.queries]
+    return _stacked([scoring.best(scores) for scores in every], len(descriptors.database))
+
+
 def _stacked(rows: list[tuple[np.ndarray, np.ndarray]], width: int) -> Ranking:
     ranking, similarity = ([row[i] for row in rows] for i in (0, 1))
     shape = (len(rows), width)
@@ -96,21 +104,27 @@ def expand(
     indexes: Sequence[Index],
     ranked: Ranking,
     found: Reranking,
-    config: WordsConfig,
+    config: ExpandConfig,
+    descriptors: Descriptors | None = None,
 ) -> Ranking:
-    """Ask every index again with the features of verified photos, which stay first."""
-    assert config.expand is not None
-    geometries = [rerank.geometry for rerank in config.reranks(extractors_of(features))]
+    """Ask every index again with the features of verified photos, which stay first.
+
+    descriptors: global ones, asked again by the mean of the query's and the photos'.
+    """
+    geometries = [kind.geometry for kind in found.kinds]
     rows = []
-    for row, photos in enumerate(expansion.believed(found, ranked, config.expand)):
+    for row, photos in enumerate(expansion.believed(found, ranked, config)):
         if len(photos) == 0:
             rows.append((found.ranking.rows[row], found.ranking.similarity[row]))
         else:
-            lenders, each_scores = photos[: config.expand.expand_num], []
+            lenders, each_scores = photos[: config.expand_num], []
             for each, index, geometry in zip(features, indexes, geometries, strict=True):
                 friends = [each.database[int(photo)] for photo in lenders]
                 asked = expansion.expanded(each.queries[row], friends, geometry)
                 each_scores.append(index.scores(asked))
+            if descriptors is not None:
+                mean = descriptors.queries[row] + descriptors.database[lenders].sum(axis=0)
+                each_scores.append(search.above_chance(mean, descriptors.database))
             scores = search.summed(each_scores)
             best = scoring.best(scores)[0]
             best = best[np.isin(best, ranked.rows[row])]  # a query is no answer to itself
@@ -131,14 +145,21 @@ class WordSearch:
     Each kind has a tree and an index of its own; what they say is summed (`search.summed`,
     `reranking.summed`). What two settings share (tree, index, ranking, verification) is done once.
     ``codebooks`` are trees, one for each kind, that are taken whatever the settings say.
+    ``described``: global descriptors, and the evaluation they are of, as one more index.
     """
 
     def __init__(
-        self, photos: PhotoSet, features: Sequence[SetFeatures], codebooks: Sequence[Tree] = ()
+        self,
+        photos: PhotoSet,
+        features: Sequence[SetFeatures],
+        codebooks: Sequence[Tree] = (),
+        described: tuple[Descriptors, Evaluation] | None = None,
     ) -> None:
         for each in features:
             check_complete(each)
         self.photos, self.features, self._codebooks = photos, features, codebooks
+        self._descriptors = None if described is None else described[0]
+        self._described = None if described is None else described[1]
         self._clock = Clock()
         self.tree = functools.cache(self._tree)
         self._index = functools.lru_cache(len(features))(self._build_index)
@@ -168,6 +189,8 @@ class WordSearch:
                 rankings.append(rank(features.queries, index))
             about = f"{features.store.made_by.extractor}: " if len(self.features) > 1 else ""
             notes += [about + note for note in _notes(index)]
+        if self._descriptors is not None:
+            rankings.append(rank_by_descriptors(self._descriptors))
         return search.without(search.fused(rankings), self.photos.selves), tuple(notes)
 
     def _verify(self, config: WordsConfig) -> Reranking:
@@ -189,16 +212,21 @@ class WordSearch:
         if config.rerank is not None:
             found = self._verified(replace(config, expand=None))
             rankings["verified"] = found.ranking
+            notes += found.notes
             configs = config.reranks(extractors_of(self.features))
             evidence = evaluation.verified_by(found, configs, self.features)
             if config.expand is not None:
                 kinds = range(len(self.features))
                 indexes = [self._index(config.tree, config.score, kind) for kind in kinds]
                 with self._clock.stage("expansion", len(self.photos.queries), "queries"):
-                    rankings["expanded"] = expand(self.features, indexes, words, found, config)
+                    rankings["expanded"] = expand(
+                        self.features, indexes, words, found, config.expand, self._descriptors
+                    )
         made_by = [asdict(each.store.made_by) for each in self.features]
         settings = {"features": made_by[0] if len(made_by) == 1 else made_by, **asdict(config)}
         settings |= evaluation.told_of(evidence) if evidence else {}
+        if self._described is not None:
+            settings["descriptors"] = dict(self._described.protocol.settings)
         seconds, self._clock.seconds = self._clock.seconds, {}
         names = " and ".join(extractors_of(self.features))
         return Evaluation(

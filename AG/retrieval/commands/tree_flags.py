@@ -63,6 +63,11 @@ class FeaturesFlags(Config, group="Data"):
         "as eval.py fills. Several: kinds of features that are searched and verified together",
         flag="root_directory",
     )
+    global_run: Path | None = setting(
+        None,
+        "search by the global descriptors of this run of eval.py --save_descriptors, too",
+        "RUN",
+    )
     settings: WordsConfig = field(default_factory=WordsConfig)
 
 

@@ -60,7 +60,8 @@ Backend = Literal["opencv", "skimage", "poselib", "pycolmap"]
 Model = Literal["affine", "homography", "fundamental", "similarity"]
 
 
-# Pixels. A fundamental matrix leaves a whole line free, so it has to be stricter.
+# Pixels, where none can be measured. A fundamental matrix leaves a whole line free, so it has to
+# be stricter.
 DEFAULT_RESIDUAL = {"affine": 15.0, "homography": 12.0, "fundamental": 4.0, "similarity": 15.0}
 
 
@@ -86,7 +87,8 @@ class VerifyConfig(Config, group="Verification"):
                 affine transforms, nothing is random.
     backend:    the library that samples; "similarity" needs none and takes the default only.
     residual:   pixels of the database image as it was described (for "fundamental": from the
-                epipolar line) up to which a match is an inlier; None: the model's entry in
+                epipolar line) up to which a match is an inlier; None: measured on the photo set
+                (`reranking.measure_residual`), for two photos alone the model's entry in
                 DEFAULT_RESIDUAL.
     trials:     samples drawn at most ("similarity": matches that propose at most).
     confidence: sampling may stop early when a better model is less likely than 1 - confidence.
@@ -104,8 +106,8 @@ class VerifyConfig(Config, group="Verification"):
     residual: float | None = setting(
         None,
         "a match within this of where the model puts it is an inlier, in pixels of the photo at "
-        "the size at which it is described (default: affine and similarity 15, homography 12, "
-        "fundamental 4)",
+        "the size at which it is described (default: measured on the photo set; on few photos "
+        "affine and similarity 15, homography 12, fundamental 4)",
         "PIXELS",
         above=0,
     )

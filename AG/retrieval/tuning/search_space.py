@@ -5,11 +5,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from retrieval.configs.rank import Geometry, Model, RerankConfig, Rule, VerifyConfig, backends_for
+from retrieval.configs.rank import (
+    DEFAULT_RESIDUAL,
+    Geometry,
+    Model,
+    RerankConfig,
+    Rule,
+    VerifyConfig,
+    backends_for,
+)
 from retrieval.errors import InputError
 
 # What None means on an axis.
-WORDS = {"num_features": "all", "max_distance": "none", "residual": "default", "floor": "measured"}
+WORDS = {"num_features": "all", "max_distance": "none", "residual": "measured", "floor": "measured"}
 
 _MODELS: tuple[Model, ...] = ("affine", "homography")
 
@@ -80,6 +88,11 @@ def _models(axes: Axes, backend: str) -> tuple[Model, ...]:
 def _setting(base: RerankConfig, **values: Any) -> RerankConfig:
     match = {name: values.pop(name) for name in ("rule", "max_distance")}
     verify = {name: values.pop(name) for name in ("model", "residual")}
+    if (
+        verify["residual"] is None
+    ):  # as much looser than the default as in the run, which measured it
+        wider = base.verify.residual_px / DEFAULT_RESIDUAL[base.verify.model]
+        verify["residual"] = wider * DEFAULT_RESIDUAL[verify["model"]]
     return replace(
         base, match=replace(base.match, **match), verify=replace(base.verify, **verify), **values
     )

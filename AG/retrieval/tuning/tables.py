@@ -77,31 +77,29 @@ def _row(outcome: Outcome) -> list[str]:
     return [f"{outcome.figure:.1f}", f"{outcome.ms:.1f}", *words.values()]
 
 
-def verdict(metric: str, best: Measured) -> str:
-    """What is chosen, and why."""
-    what, says = _NO_RERANKING, "includes 0"
-    if best.gain.low > 0:
-        what, says = "the best setting", "is above 0"
-    elif best.gain.high < 0:
-        says = "is below 0"
+def verdict(metric: str, gained: Gain) -> str:
+    """What is chosen, and why. gained: `try_settings.gain_of_choosing`."""
+    what = "the best setting" if gained.low > 0 else _NO_RERANKING
     return (
-        f"chosen: {what} (on validation the interval of the best setting's gain of {metric} {says})"
+        f"chosen: {what} (on queries that it was not chosen by, the best setting gains "
+        f"{gained.in_words()} of {metric})"
     )
 
 
 def summary(
-    metric: str, num_settings: int, best: Measured, tested: Mapping[str, Measured]
+    metric: str, num_settings: int, best: Measured, gained: Gain, tested: Mapping[str, Measured]
 ) -> list[str]:
     """What the best setting gains on validation, what was ``tested`` on test, what is chosen."""
     lines = [f"validation, best of {num_settings} settings: {difference(metric, best)}"]
     lines += [f"test, {name}: {difference(metric, found)}" for name, found in tested.items()]
-    return [*lines, verdict(metric, best)]
+    return [*lines, verdict(metric, gained)]
 
 
 def as_json(
     outcomes: Sequence[Outcome],
     metric: str,
     best: Measured,
+    gained: Gain,
     tested: Mapping[str, Measured],
 ) -> dict[str, Any]:
     """Every setting with its figure and time, what was chosen, and what that gains."""
@@ -111,7 +109,8 @@ def as_json(
         "global": best.before,
         "num_settings": len(outcomes),
         "num_geometries": len(geometries([outcome.setting for outcome in outcomes])),
-        "verdict": verdict(metric, best),
+        "verdict": verdict(metric, gained),
+        "gain_of_choosing": gained,
         "validation": _measured_json(best),
         "test": {name: _measured_json(found) for name, found in tested.items()},
         "settings": [

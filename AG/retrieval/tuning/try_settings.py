@@ -14,7 +14,13 @@ from retrieval import metrics
 from retrieval.configs.rank import RerankConfig
 from retrieval.errors import InputError
 from retrieval.evaluation import Evaluation
-from retrieval.reranking import measure_chance, random_pairs, reorder
+from retrieval.reranking import (
+    Evidence,
+    measure_chance,
+    measure_residual,
+    random_pairs,
+    reorder,
+)
 from retrieval.tuning.saved_counts import count_and_save
 from retrieval.tuning.search_space import geometries
 
@@ -98,6 +104,19 @@ def shortlists(run: Evaluation, settings: Sequence[RerankConfig]) -> Shortlists:
     if any(setting.floor is None for setting in settings):
         pairs += [(int(rows[q]), d) for q, d in random_pairs(ranking, deepest)]
     return Shortlists(rows, heads.shape[1], pairs)
+
+
+def with_residual(
+    run: Evaluation, setting: RerankConfig, threads: int | None = None
+) -> RerankConfig:
+    """A setting without a residual or floor with the residual that re-ranking measures on a run."""
+    _, features = run.local()
+    listed = shortlists(run, [setting])
+    heads = len(listed.rows) * listed.depth
+    evidence = Evidence(features.queries, features.database, setting.geometry)
+    pairs, chance = listed.pairs[:heads], listed.pairs[heads:]
+    geometry = measure_residual(pairs, chance, evidence, threads)
+    return replace(setting, verify=geometry.verify)
 
 
 def try_all(
@@ -193,12 +212,35 @@ def best_first(outcomes: Sequence[Outcome]) -> list[Outcome]:
     return sorted(outcomes, key=key)
 
 
-def choose(best: Outcome, gained: metrics.Gain) -> RerankConfig | None:
-    """The best setting; None, no re-ranking, where the interval of its gain reaches down to 0.
+def gain_of_choosing(
+    outcomes: Sequence[Outcome], before: np.ndarray, draws: int = 1000, seed: int = 0
+) -> metrics.Gain:
+    """What the best of these settings gains on queries that it was not chosen by, at 95 %.
 
-    The best of many looks better than it is on the queries that it was chosen by. This interval
-    therefore only refuses; what to expect is told by other queries.
+    The best of many looks better than it is on the queries it was chosen by, even if all settings
+    are noise. So it is chosen anew by each of many bootstrap draws of the queries, and measured on
+    those not drawn, a third or so (Efron and Tibshirani, "Improvements on cross-validation: the
+    .632+ bootstrap method", 1997). before: (Q,) of the ranking as it was; queries that are nan are
+    left out.
     """
+    gains = np.array([outcome.per_query for outcome in outcomes]) - before  # (S, Q)
+    gains = gains[:, ~np.isnan(gains).any(axis=0)]
+    count = gains.shape[1]
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(count, np.full(count, 1 / count), size=draws)  # (draws, Q) how often
+    best = np.argmax(drawn @ gains.T, axis=1)
+    left = drawn == 0
+    some = left.any(axis=1)
+    if not some.any():
+        return metrics.Gain(*[float("nan")] * 3)
+    left, best = left[some], best[some]
+    found = (left * gains[best]).sum(axis=1) / left.sum(axis=1)
+    low, high = np.quantile(found, [0.025, 0.975])
+    return metrics.Gain(float(found.mean()), float(low), float(high))
+
+
+def choose(best: Outcome, gained: metrics.Gain) -> RerankConfig | None:
+    """The best setting; None, no re-ranking, where `gain_of_choosing` may as well be none."""
     return best.settled if gained.low > 0 else None
 
 
