@@ -330,12 +330,12 @@ def test_the_residual_follows_how_exactly_features_lie(jitter, expected):
     assert kind.geometry == fixed
 
 
-def test_a_set_too_small_for_chance_takes_the_default_and_says_so(city):
+def test_a_set_too_small_to_measure_takes_the_default_and_says_so(city):
     queries, database, ranking, similarity, _ = city
     config = RerankConfig(floor_pairs=50)
     evidence = [Evidence(queries, database, config.geometry)]
     found = rerank(Ranking(ranking, similarity), evidence, config)
-    assert found.kinds[0].geometry.verify.residual == 15
+    assert found.kinds[0].geometry.verify.residual == 15  # second halves: 8 queries of 8 photos
     assert "random pairs of photos to measure chance on" in found.notes[0]
 
 

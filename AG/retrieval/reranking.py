@@ -5,6 +5,7 @@ what such pairs reach, and only inliers above it count. Without any, the old ord
 kinds of local features may have a say: each is held against its own chance, in its own measure.
 """
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ BELIEVED = 0.01
 
 # Residuals that are tried where none is given, as multiples of the model's default, which is first.
 _RESIDUALS = (1.0, 0.5, 2.0, 4.0)
-# What they are tried on: the first so many photos of so many queries.
+# What they are tried on: so many photos of each half of the heads of so many queries.
 _TRIED_PHOTOS, _TRIED_QUERIES = 10, 100
 
 
@@ -104,7 +105,7 @@ class Reranking:
             return ()
         return (
             f"only {pairs} random pairs of photos to measure chance on, where one in a hundred "
-            "counts: the default residual is taken, and few photos are believed",
+            "counts: few photos are believed",
         )
 
 
@@ -127,12 +128,13 @@ def rerank(
     asked = np.flatnonzero(ranked.rows[:, 0] >= 0) if ranked.rows.size else np.empty(0, np.int64)
     rows, similarity = ranked.rows[asked], ranked.similarity[asked]
     head = rows[:, : config.top_k]
-    pairs = [(int(q), int(d)) for q, row in zip(asked, head, strict=True) for d in row]
+    heads = [[(int(q), int(d)) for d in row] for q, row in zip(asked, head, strict=True)]
+    pairs = list(itertools.chain.from_iterable(heads))
     chance = [(int(asked[q]), d) for q, d in random_pairs(rows, config)]
     kinds, by_chance = [], []
     for each in evidence:
         if each.geometry.verify.residual is None:
-            each = each._replace(geometry=measure_residual(pairs, chance, each, threads))
+            each = each._replace(geometry=measure_residual(heads, each, threads))
         counts, seconds = _count(pairs + chance, each, threads)
         num_inliers = np.zeros((len(ranked.rows), head.shape[1]), np.int64)
         num_inliers[asked] = counts[: len(pairs)].reshape(head.shape)
@@ -162,18 +164,16 @@ def _count(
 
 
 def measure_residual(
-    pairs: list[tuple[int, int]],
-    chance: list[tuple[int, int]],
-    evidence: Evidence,
-    threads: int | None,
+    heads: Sequence[Sequence[tuple[int, int]]], evidence: Evidence, threads: int | None
 ) -> Geometry:
-    """The geometry with the residual at which true pairs stand out most against chance.
+    """The geometry with the residual at which true pairs stand out most against false ones.
 
-    pairs: (query row, database row), of each query the best first; chance: random ones. Without
-    labels nobody knows which of the first photos are right; but what is right among them has the
-    more `surprise`, the better the residual suits features, photos and places, and what is wrong
-    has that of chance at every residual. So the mean over a sample tells. The model's default stays
-    where none is better beyond doubt, or chance is too few pairs to show one in a hundred.
+    heads: of each query its (query row, database row) pairs, best first. Without labels nobody
+    knows which photos are right, but most of these are among the first, and the second half of a
+    head looks as alike (more so than random photos, in which a larger residual finds ever more
+    alike). So the `surprise` of the first photos among those of the second half tells, in the mean
+    over some queries. The model's default stays where none is better beyond doubt, or the second
+    halves are too few pairs to show one in a hundred.
     """
     geometry = evidence.geometry
     default = geometry.verify.residual_px
@@ -181,43 +181,45 @@ def measure_residual(
         replace(geometry, verify=replace(geometry.verify, residual=default * factor))
         for factor in _RESIDUALS
     ]
-    if len(chance) < 1 / BELIEVED:
+    first, last = _first_and_last(heads)
+    if len(last) < 1 / BELIEVED:
         return tried[0]
-    sample = _first_of_some(pairs)
     counted = count_inliers(
-        sample + chance, evidence.queries, evidence.database, tried, threads
+        first + last, evidence.queries, evidence.database, tried, threads
     ).num_inliers
     told = []
     for counts in counted:
-        random = counts[len(sample) :]
-        # Counts of few values tie often, and surprise the less; chance itself says by how much.
-        told.append(surprise(counts[: len(sample)], random) - surprise(random, random).mean())
+        alike = counts[len(first) :]
+        # Counts of few values tie often, and surprise the less; those of `alike` say by how much.
+        told.append(surprise(counts[: len(first)], alike) - surprise(alike, alike).mean())
     best = int(np.argmax([np.mean(each) for each in told]))
     return tried[best if paired_interval(told[best], told[0]).low > 0 else 0]
 
 
-def _first_of_some(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The first `_TRIED_PHOTOS` pairs of `_TRIED_QUERIES` queries that are spread over all."""
-    queries = np.array([query for query, _ in pairs])
-    each = np.unique(queries)
-    some = each[:: -(-len(each) // _TRIED_QUERIES)]
-    starts = np.searchsorted(queries, some)
-    return [
-        pair
-        for start, query in zip(starts.tolist(), some.tolist(), strict=True)
-        for pair in pairs[start : start + _TRIED_PHOTOS]
-        if pair[0] == query
-    ]
+def _first_and_last(
+    heads: Sequence[Sequence[tuple[int, int]]],
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Of `_TRIED_QUERIES` heads, spread over all, the first pairs, and as many of the second half.
+
+    `_TRIED_PHOTOS` each, or half of what there is.
+    """
+    first: list[tuple[int, int]] = []
+    last: list[tuple[int, int]] = []
+    for head in heads[:: max(1, -(-len(heads) // _TRIED_QUERIES))]:
+        half = len(head) // 2
+        first += head[: min(half, _TRIED_PHOTOS)]
+        last += head[half :: max(1, -(-half // _TRIED_PHOTOS))]
+    return first, last
 
 
-def surprise(num_inliers: np.ndarray, chance: np.ndarray) -> np.ndarray:
-    """How rare counts (P,) are among those of random pairs (C,): −log p, float64, 0 at least.
+def surprise(num_inliers: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """How rare counts (P,) are among those of other pairs (C,): −log p, float64, 0 at least.
 
-    p = (1 + random pairs with as many) / (1 + C), the p-value of a test by random draws; see
+    p = (1 + other pairs with as many) / (1 + C), the p-value of a test by random draws; see
     Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 4.2.
     """
-    as_many = len(chance) - np.searchsorted(np.sort(chance), num_inliers)
-    return -np.log((1 + as_many) / (1 + len(chance)))
+    as_many = len(others) - np.searchsorted(np.sort(others), num_inliers)
+    return -np.log((1 + as_many) / (1 + len(others)))
 
 
 def summed(kinds: Sequence[Found], num_inliers: Sequence[np.ndarray]) -> np.ndarray:

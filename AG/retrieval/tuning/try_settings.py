@@ -109,14 +109,13 @@ def shortlists(run: Evaluation, settings: Sequence[RerankConfig]) -> Shortlists:
 def with_residual(
     run: Evaluation, setting: RerankConfig, threads: int | None = None
 ) -> RerankConfig:
-    """A setting without a residual or floor with the residual that re-ranking measures on a run."""
+    """A setting without a residual, with that which re-ranking measures on a run."""
     _, features = run.local()
     listed = shortlists(run, [setting])
-    heads = len(listed.rows) * listed.depth
+    starts = range(0, len(listed.rows) * listed.depth, listed.depth)
+    heads = [listed.pairs[start : start + listed.depth] for start in starts]
     evidence = Evidence(features.queries, features.database, setting.geometry)
-    pairs, chance = listed.pairs[:heads], listed.pairs[heads:]
-    geometry = measure_residual(pairs, chance, evidence, threads)
-    return replace(setting, verify=geometry.verify)
+    return replace(setting, verify=measure_residual(heads, evidence, threads).verify)
 
 
 def try_all(
