@@ -19,7 +19,7 @@ from retrieval.configs.rank import (
 from retrieval.data.photo_sets import PhotoSet
 from retrieval.errors import InputError
 from retrieval.evaluation import Evaluation
-from retrieval.feature_folders import SetFeatures, check_complete
+from retrieval.feature_folders import SetFeatures, check_complete, check_not_binary
 from retrieval.features import LocalFeatures
 from retrieval.progress import Clock
 from retrieval.protocol import protocol_of
@@ -138,6 +138,7 @@ class WordSearch:
     ) -> None:
         for each in features:
             check_complete(each)
+            check_not_binary(each, "visual words")
         self.photos, self.features, self._codebooks = photos, features, codebooks
         self._clock = Clock()
         self.tree = functools.cache(self._tree)
