@@ -284,14 +284,19 @@ def test_what_cannot_be_made_smaller_is_an_error(stored, tmp_path):
         compacted(nobody, CompactConfig("binary"))
 
 
-@pytest.mark.parametrize("flags", ["--form 8bit", "--bytes_per_image 8192"])
+@pytest.mark.parametrize(
+    "flags", ["--form 8bit", "--bytes_per_image 8192", "--form binary --code_bits 128"]
+)
 def test_the_flags_go_with_stored_features(flags):
     line = f"--pretrained none --database_folder a --queries_folder b --no_labels {flags}".split()
     with pytest.raises(InputError, match=f"{flags.split()[0]} makes a smaller store of one that"):
         eval_flags.read_evaluation("", line)
     asked = eval_flags.read_evaluation("", [*line, "--local_features", "STORE"]).compact
     assert asked.asked
-    assert (asked.form, asked.bytes_per_image) in (("8bit", None), ("auto", 8192))
+    expected = [CompactConfig("8bit"), CompactConfig(bytes_per_image=8192)]
+    assert asked in (*expected, CompactConfig("binary", code_bits=128))
+    with pytest.raises(InputError, match="--code_bits 100: expected a multiple of 64"):
+        CompactConfig("binary", code_bits=100)
 
 
 # ---- what comparisons say of them
@@ -312,7 +317,8 @@ def test_a_comparison_draws_accuracy_against_bytes(tmp_path):
         runs.append((f"{form} {cost:.0f}", dataclasses.replace(run, evidence=(kind,))))
     rows = side_by_side([(name, run, run.last) for name, run in runs])
     assert [row.bytes_per_image for row in rows] == [1000, 100, 400]
-    assert "| 1,000 | `half 1000` |" in comparison.table(rows)
+    assert comparison.header(rows)[-4] == "bytes a photo"
+    assert [comparison.cells(row)[-4] for row in rows] == ["1,000", "100", "400"]
     chart = bytes_chart(rows)
     assert [tick for _, tick in chart.x_ticks] == ["64", "128", "256", "512", "1 KB"]
     assert [percent for _, percent, _ in chart.curves["binary"]] == [50, 100]

@@ -87,14 +87,14 @@ def header(rows: Sequence[Row]) -> list[str]:
     levels = [row.to_first.level for row in rows if row.to_first is not None]
     interval = f" [{100 * levels[0]:g} % interval]" if levels else ""
     differences = [f"to first{interval}", f"to row above{interval}"]
-    return [*_figures(rows[0]), *differences, "bytes a photo", "settings"]
+    return [*_figures(rows[0]), "bytes a photo", *differences, "settings"]
 
 
 def cells(row: Row) -> list[str]:
     """A row as texts, in the order of `header`."""
     figures = [f"{row.step.figures.get(name, np.nan):.2f}" for name in _figures(row)]
     cost = "" if row.bytes_per_image is None else f"{row.bytes_per_image:,.0f}"
-    return [*figures, *_differences(row), cost, row.name]
+    return [*figures, cost, *_differences(row), row.name]
 
 
 def table(rows: Sequence[Row]) -> str:

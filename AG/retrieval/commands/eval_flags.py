@@ -92,7 +92,7 @@ def read_evaluation(description: str | None, argv: Sequence[str] | None) -> Eval
     for name in _OF_OWN_FEATURES if asked.get("local_features") else ():
         if asked.get(name) is not None:
             raise InputError(f"--local_features and --{name} exclude each other: leave one out")
-    for name in () if asked.get("local_features") else ("form", "bytes_per_image"):
+    for name in () if asked.get("local_features") else ("form", "bytes_per_image", "code_bits"):
         if asked.get(name) is not None:
             raise InputError(
                 f"--{name} makes a smaller store of one that is there: name it by --local_features "

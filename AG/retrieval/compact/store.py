@@ -43,7 +43,7 @@ def compacted(features: SetFeatures, config: CompactConfig) -> FeatureStore:
         return source
     told: dict[str, object] = {"form": form, "bytes_per_image": config.bytes_per_image}
     if form == "binary":
-        told |= {"bits": config.bits, "sample": config.sample, "seed": config.seed}
+        told |= {"code_bits": config.code_bits, "sample": config.sample, "seed": config.seed}
     made_by = replace(source.made_by, settings={**source.made_by.settings, "compact": told})
     store = FeatureStore.open(source.folder.parent, made_by)
     missing = [name for name in source.names() if name not in store]
@@ -89,7 +89,7 @@ def _cost(features: LocalFeatures, form: Form, config: CompactConfig) -> int:
     """The bytes of one feature in a form."""
     shapes = {name: rows.shape[1:] for name, rows in features.arrays().items()}
     if form == "binary":
-        shapes["descriptors"] = (config.bits // 8,)
+        shapes["descriptors"] = (config.code_bits // 8,)
     return feature_bytes(form, shapes)
 
 
@@ -114,7 +114,7 @@ def _codes(database: StoredFeatures, store: FeatureStore, config: CompactConfig)
         raise InputError(
             f"{database.store.folder} has no features of the database to learn codes on"
         )
-    codes = learn_signs(np.concatenate(drawn)[: config.sample], config.bits, config.seed)
+    codes = learn_signs(np.concatenate(drawn)[: config.sample], config.code_bits, config.seed)
     write_npz(store.folder / _CODES, {"mean": codes.mean, "matrix": codes.matrix})
     return codes
 

@@ -275,12 +275,11 @@ Form = Literal["half", "8bit", "binary"]
 class CompactConfig(Config, group="Local features"):
     """In how few bytes local features are kept.
 
-    form:            "half": two bytes a number of a descriptor; "8bit": one; "binary": ``bits``
-                     bits in all. "auto": without ``bytes_per_image`` half; else the first of them
-                     in which all features fit, or binary.
+    form:            "half": two bytes a number of a descriptor; "8bit": one; "binary":
+                     ``code_bits`` bits in all. "auto": without ``bytes_per_image`` half;
+                     else the first of them in which all features fit, or binary.
     bytes_per_image: the strongest features are kept of which a photo costs at most so much, its
                      entry in the store's list included; None: all.
-    bits:            of a binary code; a multiple of 64.
     sample:          descriptors of the database that binary codes are learned on, at most.
     seed:            of the draw of that sample, and of the first rotation.
     """
@@ -297,9 +296,19 @@ class CompactConfig(Config, group="Local features"):
         "BYTES",
         least=1,
     )
-    bits: int = 192
+    code_bits: int = setting(
+        192,
+        "bits of a binary code, a multiple of 64: 128 are matched faster, 192 lose less",
+        least=64,
+        most=4096,
+    )
     sample: int = 20_000
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.code_bits % 64:
+            raise InputError(f"--code_bits {self.code_bits}: expected a multiple of 64")
 
     @property
     def asked(self) -> bool:
