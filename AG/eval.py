@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import torch
 
 from retrieval import devices, global_search, report
+from retrieval.compact.store import compacted
 from retrieval.data.photo_sets import check_photos, open_set
 from retrieval.drawing import looks
 from retrieval.drawing.html_report.page import write_report
@@ -33,9 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Describe, rank, re-rank, score; save the evaluation, its page and its predictions."""
     asked = eval_flags.read_evaluation(__doc__, argv)
     photos = open_set(asked.source)
-    stored = [find_store(folder) for folder in asked.local_features]
-    for store in stored:
-        stored_features(photos, store)  # says at once where they are of other photos
+    stored = [stored_features(photos, find_store(folder)) for folder in asked.local_features]
     check_photos(photos.files, skip=asked.judged.extract.skip_bad_images)
     torch.manual_seed(asked.judged.seed)  # for --pretrained none
     network, loaded, _ = create(asked.network, asked.weights)
@@ -53,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         how = "no re-ranking as %s says" if asked.judged.rerank is None else "re-ranking as %s says"
         log.info(how, asked.rerank_config)
 
+    features = [compacted(each, asked.compact) for each in stored]
     described = global_search.describe_set(network, photos, asked.judged.extract, asked.resources)
     evaluation = global_search.evaluate(
         network,
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         asked.judged,
         weights=str(loaded),
         described=described,
-        features=stored,
+        features=features,
         resources=asked.resources,
     ).save(run)
     log.info("%s", report.table(evaluation))

@@ -98,6 +98,7 @@ def hloc_names(photos: PhotoSet, image_dir: Path | None = None) -> Names:
 
 def export_features(photos: PhotoSet, local: SetFeatures, folder: Path) -> None:
     """Write features.h5: of each photo that the store has, under its name."""
+    feature_folders.check_not_binary(local, "hloc's files")
     queries, database = hloc_names(photos)
     parts = [(database, local.database), (queries, local.queries)]
     every = {name: (part, row) for names, part in parts for row, name in enumerate(names)}

@@ -20,6 +20,8 @@ class Store(NamedTuple):
 
     folder: Path = Path("nowhere")
     made_by: MadeBy = MadeBy("made up", {}, {})
+    form: str = "half"
+    bytes_per_image: float = 1000.0
 
 
 class Looked(Sequence[LocalFeatures]):

@@ -60,7 +60,7 @@ WINGS = [
     "errors configs files progress devices checkpoint whitening",
     "data",
     "networks",
-    "features feature_folders extraction search matching ransac geometry "
+    "compact features feature_folders extraction search matching ransac geometry "
     "verification reranking metrics evaluation protocol report saved_run "
     "query_reranking global_search comparison",
     "training",

@@ -72,6 +72,7 @@ SMALLER = {
     r"-m example\.(finetuning|attention)": "--test_freq 0",
     r"-m example\.finetuning": "--pretrained delf.pth --backbone resnet18",
     r"-m example\.finetuning .*gem\.pth\.tar": "--pretrained gem.pth.tar --epochs 0 --test_freq 1",
+    r"benchmarks/compact\.py": "--kib 64 4",
     r"benchmarks/extraction\.py": "--backbone resnet18 --images 2 --size 64 --batch 2 --rounds 1",
     r"benchmarks/inverted_file\.py": "--images 1000 --queries 1",
     r"benchmarks/matching_and_verification\.py": "--pairs 4 --slow_pairs 2 --dim 8",

@@ -62,6 +62,8 @@ def run(photos, tmp_path):
                 ms_per_pair=0.25,
                 thread_seconds={"loading": 0.1, "matching": 0.2, "verification": 0.3},
                 features=features_of_set(photos, store),
+                form="8bit",
+                bytes_per_image=123.5,
             ),
         ),
         notes=("noted",),
@@ -170,6 +172,7 @@ def test_two_kinds_of_features_come_back(run, tmp_path):
     np.testing.assert_array_equal(first.num_inliers, run.verified.num_inliers)
     np.testing.assert_array_equal(second.num_inliers, run.verified.num_inliers + 1)
     assert second.ms_per_pair == 2
+    assert (first.form, first.bytes_per_image) == ("8bit", 123.5)
 
 
 def test_features_that_are_gone(run, tmp_path):

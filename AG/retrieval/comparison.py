@@ -27,6 +27,20 @@ class Row:
     to_first: Comparison | None
     to_above: Comparison | None
 
+    @property
+    def form(self) -> str:
+        """How the local features that had a say in it were kept: binary, half + 8bit, …"""
+        return " + ".join(kind.form for kind in self.run.evidence)
+
+    @property
+    def bytes_per_image(self) -> float | None:
+        """What they cost on disk for each photo; None where none had a say, or it is not known."""
+        costs = [kind.bytes_per_image for kind in self.run.evidence]
+        known = [cost for cost in costs if cost is not None]
+        if self.step is self.run.first or not costs or len(known) < len(costs):
+            return None
+        return sum(known)
+
 
 @dataclass(frozen=True)
 class Moved:
@@ -72,13 +86,15 @@ def header(rows: Sequence[Row]) -> list[str]:
     """The names of the columns: figures, the two differences and their level, the row's name."""
     levels = [row.to_first.level for row in rows if row.to_first is not None]
     interval = f" [{100 * levels[0]:g} % interval]" if levels else ""
-    return [*_figures(rows[0]), f"to first{interval}", f"to row above{interval}", "settings"]
+    differences = [f"to first{interval}", f"to row above{interval}"]
+    return [*_figures(rows[0]), "bytes a photo", *differences, "settings"]
 
 
 def cells(row: Row) -> list[str]:
     """A row as texts, in the order of `header`."""
     figures = [f"{row.step.figures.get(name, np.nan):.2f}" for name in _figures(row)]
-    return [*figures, *_differences(row), row.name]
+    cost = "" if row.bytes_per_image is None else f"{row.bytes_per_image:,.0f}"
+    return [*figures, cost, *_differences(row), row.name]
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -100,6 +116,8 @@ def as_json(rows: Sequence[Row]) -> dict[str, Any]:
                 "settings": row.name,
                 "figures": dict(row.step.figures),
                 "per_query": row.step.per_query.tolist(),
+                "form": row.form,
+                "bytes_per_image": row.bytes_per_image,
                 **dict(zip(("to_first", "to_row_above"), _differences(row), strict=True)),
                 "protocol": row.run.protocol.settings,
             }

@@ -60,11 +60,13 @@ class Step:
 class Verified:
     """What geometric verification found by one kind of local features.
 
-    config:         how it was done; its floor and residual are those that were in force.
-    num_inliers:    (Q, k) int64, of the first k entries of the first step's ranking.
-    ms_per_pair:    milliseconds a pair, by the clock.
-    thread_seconds: of processor, for "loading", "matching" and "verification", and "elapsed".
-    features:       the local features, or None where they are not opened.
+    config:          how it was done; its floor and residual are those that were in force.
+    num_inliers:     (Q, k) int64, of the first k entries of the first step's ranking.
+    ms_per_pair:     milliseconds a pair, by the clock.
+    thread_seconds:  of processor, for "loading", "matching" and "verification", and "elapsed".
+    features:        the local features, or None where they are not opened.
+    form:            in which they were kept: "half", "8bit", "binary"; empty where it is not known.
+    bytes_per_image: what their store cost, for each photo in it; None where it is not known.
     """
 
     config: RerankConfig
@@ -72,6 +74,8 @@ class Verified:
     ms_per_pair: float
     thread_seconds: Mapping[str, float]
     features: SetFeatures | None = None
+    form: str = ""
+    bytes_per_image: float | None = None
 
     @property
     def name(self) -> str:
@@ -273,7 +277,8 @@ def verified_by(
     """What a re-ranking by these configs and kinds of features found, without its order."""
     return tuple(
         Verified(replace(config, floor=kind.floor, verify=kind.geometry.verify),
-                 kind.num_inliers, kind.ms_per_pair, kind.seconds, each)
+                 kind.num_inliers, kind.ms_per_pair, kind.seconds, each,
+                 each.store.form, each.store.bytes_per_image)
         for kind, config, each in zip(found.kinds, configs, features, strict=True)
     )  # fmt: skip
 
@@ -324,6 +329,8 @@ def _as_json(run: Evaluation) -> dict[str, Any]:
                 "ms_per_pair": kind.ms_per_pair,
                 "thread_seconds": dict(kind.thread_seconds),
                 "features": kind.features and str(kind.features.store.folder.resolve()),
+                "form": kind.form,
+                "bytes_per_image": kind.bytes_per_image,
             }
             for kind in run.evidence
         ],
@@ -401,4 +408,12 @@ def _verified(
     if shortlists is not None and told["features"] is not None:
         heads = shortlists[:, : config.top_k]
         features = features_of_run(folder, Path(told["features"]), photos, heads)
-    return Verified(config, num_inliers, told["ms_per_pair"], told["thread_seconds"], features)
+    return Verified(
+        config,
+        num_inliers,
+        told["ms_per_pair"],
+        told["thread_seconds"],
+        features,
+        told.get("form", ""),  # neither was told of before there were forms
+        told.get("bytes_per_image"),
+    )

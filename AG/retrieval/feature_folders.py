@@ -210,6 +210,15 @@ def check_complete(features: SetFeatures) -> None:
     _refuse_missing(features, every[0] + every[1])
 
 
+def check_not_binary(features: SetFeatures, what: str) -> None:
+    """InputError, saying that ``what`` takes none, where the store has binary codes."""
+    if features.store.form == "binary":
+        raise InputError(
+            f"{features.store.folder} has binary codes, and {what} take none: name the store that "
+            "it was made from, or one of --form 8bit"
+        )
+
+
 def missing_of(features: SetFeatures, heads: np.ndarray) -> list[str]:
     """The photos in the ``heads`` (Q, k) of a ranking, queries too, without features; -1: none."""
     queries = features.queries.missing(np.flatnonzero((heads >= 0).any(axis=1)))

@@ -15,6 +15,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from retrieval.compact.forms import TYPES, packed, unpacked
+from retrieval.configs.describe import Form
 from retrieval.errors import InputError
 from retrieval.files import read_json, sealed, write_atomically
 
@@ -28,7 +30,8 @@ class LocalFeatures:
 
     keypoints:    (N, 2) float32, x and y in pixels of the original image (after its EXIF
                   orientation); the centre of the top-left pixel is (0, 0).
-    descriptors:  (N, d) float32 (float16 when read from a store that keeps halves).
+    descriptors:  (N, d) float32 (float16 when read from a store that keeps halves); or binary
+                  codes, (N, bits / 8) uint8, see `retrieval.compact`.
     scores:       (N,) float32, the attention or detector response; higher is stronger.
     image_size:   (width, height) of the original image in pixels.
     scales:       (N,) float32, the size of a feature in pixels, or None.
@@ -71,19 +74,11 @@ class LocalFeatures:
 
     def arrays(self) -> dict[str, Any]:
         """The arrays that are there, by the names of their fields."""
-        arrays = {name: getattr(self, name) for name in _STORED}
+        arrays = {name: getattr(self, name) for name in _FIELDS}
         return {name: rows for name, rows in arrays.items() if rows is not None}
 
 
-# How a store keeps the fields. Halves are enough for descriptors; keypoints in halves would be off
-# by up to half a pixel.
-_STORED = {
-    "keypoints": np.float32,
-    "descriptors": np.float16,
-    "scores": np.float32,
-    "scales": np.float32,
-    "orientations": np.float32,
-}
+_FIELDS = tuple(TYPES["half"])
 
 MANIFEST = "manifest.json"
 
@@ -116,13 +111,24 @@ class MadeBy:
     """All that local features depend on, as plain values (what JSON holds).
 
     extractor: "delg", "delf", "sift", or what other tools call themselves.
-    settings:  of the extractor: hash of the weights, scales, size of the photos, …
+    settings:  of the extractor: hash of the weights, scales, size of the photos, …; under
+               ``compact`` what a compact store was made by.
     photos:    where the photos lie (``source``), and their ``fingerprint``.
     """
 
     extractor: str
     settings: Mapping[str, Any]
     photos: Mapping[str, Any]
+
+    @property
+    def form(self) -> Form:
+        """How the features are kept; InputError for a form that this version does not know."""
+        form: Form = self.settings.get("compact", {}).get("form", "half")
+        if form not in TYPES:
+            raise InputError(
+                f"local features of an unknown form, {form}: expected {', '.join(TYPES)}"
+            )
+        return form
 
 
 class FeatureStore:
@@ -144,6 +150,7 @@ class FeatureStore:
         """
         self.folder = folder
         self.made_by = read_made_by(folder / MANIFEST)
+        self.form = self.made_by.form
         self._lock = threading.Lock()
         self._open_shards: dict[Path, Any] = {}
         self._whole: set[Path] = set()  # shards whose checksum has been compared
@@ -170,9 +177,27 @@ class FeatureStore:
 
     @property
     def dimensions(self) -> int | None:
-        """Numbers of a descriptor; None while there are no features."""
+        """Numbers of a descriptor (of codes: bytes); None while there are no features."""
         filled = (place for place in self._places.values() if place.stop > place.start)
         return next((place.dimensions for place in filled), None)
+
+    @property
+    def bytes_per_image(self) -> float:
+        """Bytes on disk, of features and of the list of photos, for each photo; 0 for no photos."""
+        shards = {place.shard for place in self._places.values()}
+        files = [path for shard in shards for path in (shard, shard.with_suffix(".json"))]
+        return sum(path.stat().st_size for path in files) / max(1, len(self))
+
+    @property
+    def cost(self) -> str:
+        """What it costs in words: ``binary, 341 features and 8,102 bytes a photo``."""
+        count = sum(self.counts()) / max(1, len(self))
+        return f"{self.form}, {count:,.0f} features and {self.bytes_per_image:,.0f} bytes a photo"
+
+    def counts(self) -> list[int]:
+        """How many features each photo has, in the order of `names`."""
+        places = (self._places[name] for name in self.names())
+        return [place.stop - place.start for place in places]
 
     def names(self) -> list[str]:
         """The names of all photos in the store, sorted."""
@@ -185,11 +210,15 @@ class FeatureStore:
         return name in self._places
 
     def __getitem__(self, name: str) -> LocalFeatures:
-        """The features of an image, descriptors as float16; KeyError if it is not in the store."""
+        """The features of an image, descriptors as float16 (8-bit: float32; binary: codes).
+
+        KeyError if it is not in the store.
+        """
         place = self._places[name]
         try:
             shard = self._open_shard(place)
-            fields = {n: _rows(shard, n, place) for n in _STORED.keys() & shard.keys()}
+            fields = {n: self._rows(shard, n, place) for n in {*_FIELDS} & {*shard.keys()}}
+            fields = unpacked(fields, self.form, place.image_size)
             if place.start == place.stop and place.dimensions == 1:  # see `LocalFeatures.nothing`
                 fields["descriptors"] = np.empty((0, self.dimensions or 1), np.float16)
             return LocalFeatures(**fields, image_size=place.image_size, unit=place.unit)
@@ -215,6 +244,13 @@ class FeatureStore:
         places = _read_manifest(manifest)
         with self._lock:
             self._places = self._places | places
+
+    def _rows(self, shard: Any, name: str, place: _Place) -> np.ndarray:
+        """An image's rows of a field, read from an open shard."""
+        rows = shard.get_slice(name)
+        if place.start == place.stop:  # safetensors refuses an empty slice at the end
+            return np.empty((0, *rows.get_shape()[1:]), TYPES[self.form][name])
+        return rows[place.start : place.stop]
 
     def _open_shard(self, place: _Place) -> Any:
         path = place.shard
@@ -253,7 +289,7 @@ class FeatureWriter:
         Raises ValueError if the image is in the store, InputError for descriptors that are not
         finite, too large for halves, or of other dimensions than the store's.
         """
-        kept = _as_stored(name, features)
+        kept = _as_stored(name, features, self._store.form)
         with self._lock:
             self._check_dimensions(name, kept)
             if name in self._waiting or name in self._store:
@@ -288,10 +324,7 @@ class FeatureWriter:
             data = safetensors.numpy.save(tensors)
             shard = self._store.folder / f"shard-{uuid.uuid4().hex}.safetensors"
             write_atomically(shard, data)
-            entries = [
-                [name, len(image), *image.image_size, image.unit, content]
-                for name, (image, content) in self._waiting.items()
-            ]
+            entries = [entry(name, *waiting) for name, waiting in self._waiting.items()]
             manifest = shard.with_suffix(".json")
             told = {"bytes": len(data), "crc32": zlib.crc32(data), "images": entries}
             told["dimensions"] = tensors["descriptors"].shape[1]
@@ -300,12 +333,17 @@ class FeatureWriter:
             self._waiting = {}
 
 
-def _as_stored(photo: str, features: LocalFeatures) -> LocalFeatures:
+def entry(name: str, features: LocalFeatures, content: str | None) -> list[Any]:
+    """What the list of a shard's photos says of one, as plain values."""
+    return [name, len(features), *features.image_size, features.unit, content]
+
+
+def _as_stored(photo: str, features: LocalFeatures, form: Form) -> LocalFeatures:
     """The features in the types they are stored in."""
-    with np.errstate(over="ignore"):
-        arrays = features.arrays()
-        fields: dict[str, Any] = {n: np.array(rows, _STORED[n]) for n, rows in arrays.items()}
-    if not np.isfinite(fields["descriptors"]).all():
+    if (features.descriptors.dtype == np.uint8) != (form == "binary") and len(features):
+        raise ValueError(f"{photo}: binary codes go into stores of binary codes, and nothing else")
+    fields: dict[str, Any] = packed(features.arrays(), form, features.image_size)
+    if not all(np.isfinite(rows).all() for rows in (features.descriptors, fields["descriptors"])):
         raise InputError(
             f"{photo}: its descriptors have NaN or infinite values, or are too large for 16 bits; "
             "check the weights that made them"
@@ -316,14 +354,6 @@ def _as_stored(photo: str, features: LocalFeatures) -> LocalFeatures:
 def _layout(features: LocalFeatures) -> dict[str, tuple[int, ...]]:
     """The shape of a row of each field that is there."""
     return {name: rows.shape[1:] for name, rows in features.arrays().items()}
-
-
-def _rows(shard: Any, name: str, place: _Place) -> np.ndarray:
-    """An image's rows of a field, read from an open shard."""
-    rows = shard.get_slice(name)
-    if place.start == place.stop:  # safetensors refuses an empty slice at the end
-        return np.empty((0, *rows.get_shape()[1:]), _STORED[name])
-    return rows[place.start : place.stop]
 
 
 def _store_name(made_by: MadeBy) -> str:

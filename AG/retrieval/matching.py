@@ -5,10 +5,14 @@ columns; on a CPU the passes would cost as much as the product if they also kept
 the rows keep them. The product is taken in 8-bit integers by default: descriptors of unit norm lose
 little by it (of the geometrically verified matches of real photos 98-99 % stay the same), integer
 sums do not depend on the machine, the blocking or the number of threads, and they cost a fifth.
+
+Binary descriptors are codes, (N, bits / 8) uint8: faiss counts the bits in which two agree, and
+that count takes the product's place.
 """
 
 from collections.abc import Iterator, Sequence
 
+import faiss
 import numpy as np
 import torch
 
@@ -25,9 +29,11 @@ _CACHED = 1 << 15
 def match_descriptors(query: np.ndarray, database: np.ndarray, config: MatchConfig) -> np.ndarray:
     """Match the (Nq, d) descriptors of one image with the (Nd, d) of another, all of unit norm.
 
+    Or their binary codes, (Nq, bits / 8) and (Nd, bits / 8) uint8.
     Returns (M, 2) int64 rows [query row, database row] in the order of the query rows. Of equal
     neighbours the lowest row wins. Either set may be empty.
-    Raises InputError for descriptors of different dimensions or with values that are not finite.
+    Raises InputError for descriptors of different dimensions or forms, and for values that are not
+    finite.
     """
     return match_many(query, [database], config)[0]
 
@@ -43,11 +49,7 @@ def match_many(
     query = _checked(query)
     databases = [_checked(database) for database in databases]
     for database in databases:
-        if len(query) and len(database) and database.shape[1] != query.shape[1]:
-            raise InputError(
-                f"query descriptors have {query.shape[1]} dimensions, database descriptors"
-                f" {database.shape[1]}: extract both with one network and one setting"
-            )
+        _check_pair(query, database)
     matches: list[np.ndarray] = []
     scaled_query = _scaled(query, config)
     for stack in _stacks(databases, len(query)):
@@ -58,9 +60,16 @@ def match_many(
 def match_distances(query: np.ndarray, database: np.ndarray, matches: np.ndarray) -> np.ndarray:
     """The (M,) float64 L2 distances of (M, 2) matches [query row, database row].
 
+    Of binary codes that of unit vectors at the angle θ which the Hamming distance h tells of:
+    random hyperplanes part two vectors with probability θ / π = h / bits (Charikar, "Similarity
+    Estimation Techniques from Rounding Algorithms", STOC 2002), so 2 sin(π h / (2 bits)).
+
     Those below a threshold are what `match_descriptors` finds with that ``max_distance``, to the
     bit.
     """
+    if query.dtype == np.uint8:
+        differing = np.bitwise_count(query[matches[:, 0]] ^ database[matches[:, 1]])
+        return 2 * np.sin(np.pi / 2 * differing.sum(axis=1) / max(1, 8 * query.shape[1]))
     squared = np.empty(len(matches))
     step = max(1, _CACHED // max(1, query.shape[1]))
     for start in range(0, len(matches), step):
@@ -72,8 +81,22 @@ def match_distances(query: np.ndarray, database: np.ndarray, matches: np.ndarray
     return np.sqrt(squared)
 
 
+def _check_pair(query: np.ndarray, database: np.ndarray) -> None:
+    """InputError for two sets that cannot be matched; an empty one can, of whatever kind."""
+    if len(query) == 0 or len(database) == 0:
+        return
+    if query.dtype != database.dtype:
+        raise InputError("one photo's descriptors are binary codes, the other's are not")
+    if query.shape[1] != database.shape[1]:
+        what = "bytes" if query.dtype == np.uint8 else "dimensions"
+        raise InputError(
+            f"query descriptors have {query.shape[1]} {what}, database descriptors"
+            f" {database.shape[1]}: extract both with one network and one setting"
+        )
+
+
 def _checked(descriptors: np.ndarray) -> np.ndarray:
-    """The descriptors as (N, d) float32."""
+    """The descriptors as (N, d) float32, or the codes as they are."""
     descriptors = np.asarray(descriptors)
     if descriptors.ndim != 2:
         raise InputError(f"descriptors must be (N, d), not {descriptors.shape}")
@@ -81,7 +104,9 @@ def _checked(descriptors: np.ndarray) -> np.ndarray:
 
 
 def as_single(descriptors: np.ndarray) -> np.ndarray:
-    """Descriptors as contiguous float32, the same array if they are so already."""
+    """Descriptors as contiguous float32, the same array if they are so already; codes stay so."""
+    if descriptors.dtype == np.uint8:
+        return np.ascontiguousarray(descriptors)
     if descriptors.dtype == np.float16 and descriptors.flags.writeable:
         # As stores keep them; torch widens halves at four times the speed of NumPy.
         return torch.from_numpy(np.ascontiguousarray(descriptors)).float().numpy()
@@ -93,6 +118,8 @@ def _scaled(descriptors: np.ndarray, config: MatchConfig) -> np.ndarray:
 
     One scale per set (not per row) keeps the order of all the similarities of two sets.
     """
+    if descriptors.dtype == np.uint8:
+        return descriptors
     largest = np.abs(descriptors).max(initial=0)
     if not np.isfinite(largest):
         raise InputError("descriptors have NaN or infinite values: extract them again")
@@ -155,13 +182,27 @@ def _match_stack(
 
 
 def _product(query: np.ndarray, database: np.ndarray) -> np.ndarray:
-    """All inner products (Nq, Nd), float32 or int32; of int8 factors exact on every machine."""
+    """All inner products (Nq, Nd), float32 or int32; of int8 factors exact on every machine.
+
+    Of codes the number of bits in which they agree: those that differ from the other's complement.
+    """
+    if query.dtype == np.uint8:
+        return _differing_bits(query, ~database)
     # float32 holds every integer below 2**24, so that its product of int8 factors is exact, too.
     exact_in_float32 = _INT8_MAX**2 * query.shape[1] < 2**24
     if query.dtype == np.int8 and exact_in_float32 and not _has_fast_int8():
         return (torch.from_numpy(query).float() @ torch.from_numpy(database).float().T).numpy()
     left, right = torch.from_numpy(query), torch.from_numpy(database).T
     return (torch._int_mm(left, right) if query.dtype == np.int8 else left @ right).numpy()
+
+
+def _differing_bits(query: np.ndarray, database: np.ndarray) -> np.ndarray:
+    """The Hamming distances (Nq, Nd) int32 of codes (Nq, bits / 8) and (Nd, bits / 8) uint8."""
+    distances = np.empty((len(query), len(database)), np.int32)
+    pointers = [faiss.swig_ptr(each) for each in (query, database, distances)]
+    count = vars(faiss)["hammings"]  # which faiss's stubs leave out
+    count(*pointers[:2], len(query), len(database), query.shape[1], pointers[2])
+    return distances
 
 
 def _has_fast_int8() -> bool:

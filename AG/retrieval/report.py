@@ -60,9 +60,17 @@ def notes(run: Evaluation) -> list[str]:
         lines += _on_sizes(run.features)
     stores = [str(kind.features.store.folder) for kind in run.evidence if kind.features is not None]
     lines += [f"local features: {' and '.join(stores)}"] if stores else []
+    lines += filter(None, map(_on_bytes, run.evidence))
     if run.skipped:
         lines.append(f"SKIPPED {len(run.skipped)} images that could not be decoded")
     return lines
+
+
+def _on_bytes(kind: Verified) -> str:
+    """How features are kept, and what that costs; nothing where it is not known."""
+    if kind.bytes_per_image is None:
+        return ""
+    return f"local features kept as {kind.form}: {kind.bytes_per_image:,.0f} bytes a photo"
 
 
 def _on_cost(kind: Verified) -> str:

@@ -1,4 +1,4 @@
-"""Linear projections of descriptors, learned on photos other than those that are searched."""
+"""Linear projections of descriptors: PCA and whitening, and the rotation before signs are taken."""
 
 import hashlib
 from dataclasses import dataclass
@@ -7,6 +7,9 @@ import numpy as np
 import torch
 
 from retrieval.errors import InputError
+
+# Rounds of `learn_signs`, as many as in its paper.
+_ROUNDS = 50
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,11 @@ class Projection:
         mean = torch.from_numpy(self.mean).to(descriptors.device)
         matrix = torch.from_numpy(self.matrix).to(descriptors.device)
         return torch.nn.functional.normalize((descriptors.float() - mean) @ matrix, dim=-1)
+
+    def signs(self, descriptors: np.ndarray) -> np.ndarray:
+        """(N, d) to (N, k / 8) uint8: a bit for each number of the projection, 1 above zero."""
+        centred = descriptors.astype(np.float32) - self.mean
+        return np.packbits(centred @ self.matrix > 0, axis=1)
 
     def fingerprint(self) -> str:
         """A hash of the numbers."""
@@ -45,6 +53,29 @@ def learn_pca(descriptors: np.ndarray, dim: int, power: float) -> Projection:
     largest = np.argsort(eigenvalues)[::-1][:dim]
     scales = np.maximum(eigenvalues[largest], 1e-12) ** -power
     return Projection(mean.astype(np.float32), (vectors[:, largest] * scales).astype(np.float32))
+
+
+def learn_signs(descriptors: np.ndarray, bits: int, seed: int = 0) -> Projection:
+    """The projection (d, bits) whose signs keep most of (N, d) ``descriptors``.
+
+    Iterative quantisation: PCA, then the rotation R that brings the projected V nearest to corners
+    of a cube, from a random one on: B = sign(V R), and R from the singular vectors of Bᵀ V, in turn
+    (Gong and Lazebnik, "Iterative Quantization: A Procrustean Approach to Learning Binary Codes",
+    CVPR 2011). Of fewer dimensions than bits, a random one of orthonormal rows. N is at least 1.
+    """
+    samples = descriptors.astype(np.float64)
+    mean = samples.mean(axis=0)
+    centred = samples - mean
+    _, vectors = np.linalg.eigh(centred.T @ centred)
+    axes = vectors[:, ::-1][:, :bits]
+    tall = np.random.default_rng(seed).normal(size=(bits, axes.shape[1]))
+    rotation = np.linalg.qr(tall)[0].T
+    projected = (centred @ axes).astype(np.float32)
+    for _ in range(_ROUNDS if axes.shape[1] == bits else 0):
+        signs = np.where(projected @ rotation.astype(np.float32) > 0, np.float32(1), np.float32(-1))
+        left, _, right = np.linalg.svd(signs.T @ projected)
+        rotation = right.T @ left.T
+    return Projection(mean.astype(np.float32), (axes @ rotation).astype(np.float32))
 
 
 def learn_whitening(

@@ -20,7 +20,7 @@ from retrieval.configs.rank import (
 from retrieval.data.photo_sets import PhotoSet
 from retrieval.errors import InputError
 from retrieval.evaluation import Evaluation
-from retrieval.feature_folders import SetFeatures, check_complete
+from retrieval.feature_folders import SetFeatures, check_complete, check_not_binary
 from retrieval.features import LocalFeatures
 from retrieval.global_search import Descriptors
 from retrieval.progress import Clock
@@ -157,6 +157,7 @@ class WordSearch:
     ) -> None:
         for each in features:
             check_complete(each)
+            check_not_binary(each, "visual words")
         self.photos, self.features, self._codebooks = photos, features, codebooks
         self._descriptors = None if described is None else described[0]
         self._described = None if described is None else described[1]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from retrieval.commands import shared_flags as shared
 from retrieval.commands.flags import Asked, Parser
-from retrieval.configs.describe import DelgConfig
+from retrieval.configs.describe import CompactConfig, DelgConfig
 from retrieval.configs.judge import EvaluationConfig
 from retrieval.configs.rank import RerankConfig
 from retrieval.configs.rerank_file import read_rerank
@@ -50,6 +50,7 @@ class EvaluationOptions(
     save_descriptors: bool = setting(
         False, "write the global descriptors as .npy too", group="Results"
     )
+    compact: CompactConfig = field(default_factory=CompactConfig)
     judged: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
@@ -91,6 +92,12 @@ def read_evaluation(description: str | None, argv: Sequence[str] | None) -> Eval
     for name in _OF_OWN_FEATURES if asked.get("local_features") else ():
         if asked.get(name) is not None:
             raise InputError(f"--local_features and --{name} exclude each other: leave one out")
+    for name in () if asked.get("local_features") else ("form", "bytes_per_image", "code_bits"):
+        if asked.get(name) is not None:
+            raise InputError(
+                f"--{name} makes a smaller store of one that is there: name it by --local_features "
+                "(eval.py --all_local_features makes one of the network's own)"
+            )
     judged = asked.config(
         EvaluationConfig, extract=shared.read_extraction(asked), rerank=_reranking(asked)
     )

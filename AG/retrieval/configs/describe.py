@@ -266,3 +266,51 @@ class LocalConfig(Config, group="Local features"):
         flag="min_score",
         names=("alpha_thresh",),
     )
+
+
+Form = Literal["half", "8bit", "binary"]
+
+
+@dataclass(frozen=True)
+class CompactConfig(Config, group="Local features"):
+    """In how few bytes local features are kept.
+
+    form:            "half": two bytes a number of a descriptor; "8bit": one; "binary":
+                     ``code_bits`` bits in all. "auto": without ``bytes_per_image`` half;
+                     else the first of them in which all features fit, or binary.
+    bytes_per_image: the strongest features are kept of which a photo costs at most so much, its
+                     entry in the store's list included; None: all.
+    sample:          descriptors of the database that binary codes are learned on, at most.
+    seed:            of the draw of that sample, and of the first rotation.
+    """
+
+    form: Literal["auto", "half", "8bit", "binary"] = setting(
+        "auto",
+        "how stored local features are kept. half: 2 bytes a number; 8bit: 1 byte; binary: 1 bit, "
+        "matched by Hamming distance; auto: the first of these in which all fit into "
+        "--bytes_per_image",
+    )
+    bytes_per_image: int | None = setting(
+        None,
+        "keep the strongest local features that fit into so many bytes a photo (default: all)",
+        "BYTES",
+        least=1,
+    )
+    code_bits: int = setting(
+        192,
+        "bits of a binary code, a multiple of 64: 128 are matched faster, 192 lose less",
+        least=64,
+        most=4096,
+    )
+    sample: int = 20_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.code_bits % 64:
+            raise InputError(f"--code_bits {self.code_bits}: expected a multiple of 64")
+
+    @property
+    def asked(self) -> bool:
+        """Whether anything else than the features as they are is asked for."""
+        return self.form != "auto" or self.bytes_per_image is not None

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from retrieval import metrics
+from retrieval.comparison import Row
 from retrieval.data import places
 from retrieval.data.positives import Positives
 from retrieval.drawing.html_report.outcomes import Outcomes
@@ -50,6 +51,35 @@ def charts(run: Evaluation) -> list[Chart]:
         _recall_chart(run, truth, f"Recall@N{protocol}"),
         _precision_chart(run, truth, f"Precision-recall curve{protocol}"),
     ]
+
+
+def bytes_chart(rows: Sequence[Row]) -> Chart | None:
+    """The first figure of rows over the bytes that their local features cost, a line for each form.
+
+    None where fewer than two rows have both.
+    """
+    metric = "mAP M" if rows[0].run.photos.protocol == "M" else "R@1"
+    points = [
+        (row.form, row.bytes_per_image, row.step.figures[metric], row.name)
+        for row in rows
+        if row.bytes_per_image and metric in row.step.figures
+    ]
+    if len(points) < 2:
+        return None
+    octaves = [float(np.log2(cost)) for _, cost, _, _ in points]
+    least = int(np.floor(min(octaves)))
+    span = max(1, int(np.ceil(max(octaves))) - least)
+    curves: dict[str, list[tuple[float, float, str]]] = {form: [] for form, *_ in points}
+    for form, cost, figure, name in sorted(points, key=lambda point: point[1]):
+        text = f"{name}: {metric} {figure:.1f} at {cost:,.0f} bytes a photo ({form})"
+        curves[form].append(((float(np.log2(cost)) - least) / span, figure, text))
+    ticks = [(each / span, _size(2 ** (least + each))) for each in range(span + 1)]
+    return Chart(f"{metric} over bytes", "bytes a photo", f"{metric}, %", "", ticks, curves)
+
+
+def _size(count: int) -> str:
+    """``8 KB`` of 8192."""
+    return f"{count // 1024} KB" if count >= 1024 else str(count)
 
 
 def _recall_chart(run: Evaluation, truth: Positives, title: str) -> Chart:

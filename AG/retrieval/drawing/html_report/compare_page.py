@@ -7,6 +7,7 @@ from pathlib import Path
 
 from retrieval.comparison import Moved, Row, cells, header, winners_and_losers
 from retrieval.drawing import palette
+from retrieval.drawing.html_report.charts import bytes_chart
 from retrieval.drawing.html_report.gallery import thumbnail
 from retrieval.drawing.html_report.page import template
 from retrieval.files import write_atomically
@@ -38,6 +39,7 @@ def write_comparison(path: Path, rows: Sequence[Row], level: float) -> None:
         level=f"{100 * level:g}",
         first=first.name,
         pairs=pairs,
+        chart=bytes_chart(rows),
         most=MOST,
         thumbnail=functools.cache(
             lambda query: thumbnail(photos.queries[query], photos.box(query))

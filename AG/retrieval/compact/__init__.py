@@ -1,0 +1,1 @@
+"""Local features in fewer bytes: the forms in which a store keeps them, and stores made smaller."""
