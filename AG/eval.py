@@ -21,6 +21,7 @@ import torch
 
 from retrieval import devices, global_search, report
 from retrieval.compact.store import compacted
+from retrieval.confidence.odds import open_teacher, with_confidence
 from retrieval.data.photo_sets import check_photos, open_set
 from retrieval.drawing import looks
 from retrieval.drawing.html_report.page import write_report
@@ -35,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     asked = eval_flags.read_evaluation(__doc__, argv)
     photos = open_set(asked.source)
     stored = [stored_features(photos, find_store(folder)) for folder in asked.local_features]
+    teacher = open_teacher(asked.confidence)
     check_photos(photos.files, skip=asked.judged.extract.skip_bad_images)
     torch.manual_seed(asked.judged.seed)  # for --pretrained none
     network, loaded, _ = create(asked.network, asked.weights)
@@ -51,10 +53,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if asked.rerank_config is not None:
         how = "no re-ranking as %s says" if asked.judged.rerank is None else "re-ranking as %s says"
         log.info(how, asked.rerank_config)
-
     features = [compacted(each, asked.compact) for each in stored]
     described = global_search.describe_set(network, photos, asked.judged.extract, asked.resources)
-    evaluation = global_search.evaluate(
+    found = global_search.evaluate(
         network,
         photos,
         asked.judged,
@@ -62,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         described=described,
         features=features,
         resources=asked.resources,
-    ).save(run)
+    )
+    evaluation = with_confidence(found, teacher, asked.confidence).save(run)
     log.info("%s", report.table(evaluation))
     report.write_predictions(run / "predictions.csv", evaluation, max(asked.judged.recall_values))
     if asked.save_descriptors:
@@ -71,8 +73,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         run / "preds", evaluation, asked.num_preds_to_save, only_wrong=asked.save_only_wrong_preds
     )
     write_report(run / "report.html", evaluation, asked.report_queries)
-    log.info("result: %s", run / "result.json")
-    log.info("report, to be opened in a browser: %s", run / "report.html")
+    pages = run / "result.json", run / "report.html"
+    log.info("result: %s\nreport, to be opened in a browser: %s", *pages)
 
 
 if __name__ == "__main__":

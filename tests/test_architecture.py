@@ -62,7 +62,7 @@ WINGS = [
     "networks",
     "compact features feature_folders extraction search matching ransac geometry "
     "verification reranking metrics evaluation protocol report saved_run "
-    "query_reranking global_search comparison",
+    "query_reranking global_search comparison confidence",
     "training",
     "drawing",
     "tuning",

@@ -38,6 +38,9 @@ from retrieval.saved_run import (
 )
 from retrieval.search import Ranking
 
+# The array of rankings.npz that keeps it.
+_CONFIDENCE = "confidence"
+
 
 @dataclass(frozen=True)
 class Step:
@@ -114,6 +117,8 @@ class Evaluation:
               and tuning look at.
     skipped:  names of photos that could not be decoded.
     notes:    sentences on what stands out.
+    confidence: (Q,) of each first answer, that it is right, from 0 to 1; None: unknown.
+    min_confidence: first answers of less are withheld.
     command:  the command line that made it; empty where it was made in a notebook.
     folder:   where it lies; None while it is not saved.
     """
@@ -126,6 +131,8 @@ class Evaluation:
     evidence: tuple[Verified, ...] = ()
     skipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    confidence: np.ndarray | None = None
+    min_confidence: float = 0.0
     command: str = ""
     folder: Path | None = None
 
@@ -141,6 +148,8 @@ class Evaluation:
                 raise ValueError(
                     f"{step.name}: figures of {len(step.per_query)} of {count} queries"
                 )
+        if self.confidence is not None and self.confidence.shape != (count,):
+            raise ValueError(f"expected confidence in {count} first answers")
         if any(len(kind.num_inliers) != count for kind in self.evidence):
             raise ValueError(f"expected inliers of {count} queries")
 
@@ -163,6 +172,13 @@ class Evaluation:
     def features(self) -> SetFeatures | None:
         """The first kind of local features, if they are there."""
         return None if self.verified is None else self.verified.features
+
+    @property
+    def withheld(self) -> np.ndarray:
+        """(Q,) bool: queries whose first answer is not sure enough to be given."""
+        if self.confidence is None:
+            return np.zeros(len(self.photos.queries), bool)
+        return self.confidence < self.min_confidence
 
     @property
     def figures(self) -> dict[str, Mapping[str, float]]:
@@ -222,6 +238,8 @@ class Evaluation:
             arrays[f"{step.name} similarity"] = step.ranking.similarity
         for name, kind in zip(_array_names(len(self.evidence)), self.evidence, strict=True):
             arrays[name] = kind.num_inliers
+        if self.confidence is not None:
+            arrays[_CONFIDENCE] = self.confidence
         write_npz(folder / RANKINGS, arrays)
         content = {**_as_json(saved), "rankings": digest(folder / RANKINGS)}
         write_json(folder / RESULT, sealed(content))
@@ -334,6 +352,7 @@ def _as_json(run: Evaluation) -> dict[str, Any]:
             }
             for kind in run.evidence
         ],
+        "min_confidence": run.min_confidence,
         "seconds": dict(run.seconds),
         "skipped": list(run.skipped),
         "notes": list(run.notes),
@@ -357,15 +376,7 @@ def _open(folder: Path, weights: str | None, with_features: bool) -> Evaluation:
         photos = open_set(source_from_json(content["photos"]), need_photos=False)
         check_unchanged(folder, photos, protocol, weights)
         arrays = read_arrays(folder, list(content["steps"]), photos, content.get("rankings"))
-        steps = tuple(
-            Step(
-                name,
-                Ranking(arrays[name], arrays[f"{name} similarity"]),
-                {key: np.nan if v is None else float(v) for key, v in told["figures"].items()},
-                np.array(told["per_query"], np.float64),
-            )
-            for name, told in content["steps"].items()
-        )
+        steps = tuple(_step(name, told, arrays) for name, told in content["steps"].items())
         shortlists = steps[0].ranking.rows
         told = zip(_array_names(len(content["evidence"])), content["evidence"], strict=True)
         evidence = tuple(
@@ -381,6 +392,8 @@ def _open(folder: Path, weights: str | None, with_features: bool) -> Evaluation:
             evidence=evidence,
             skipped=tuple(content["skipped"]),
             notes=tuple(content["notes"]),
+            confidence=arrays.get(_CONFIDENCE),
+            min_confidence=content.get("min_confidence", 0.0),
             command=content["command"],
             folder=folder,
         )
@@ -391,6 +404,15 @@ def _open(folder: Path, weights: str | None, with_features: bool) -> Evaluation:
             f"{folder / RESULT}: not what an evaluation writes ({type(error).__name__}: {error}): "
             f"{REMEDY}"
         ) from error
+
+
+def _step(name: str, told: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Step:
+    return Step(
+        name,
+        Ranking(arrays[name], arrays[f"{name} similarity"]),
+        {key: np.nan if v is None else float(v) for key, v in told["figures"].items()},
+        np.array(told["per_query"], np.float64),
+    )
 
 
 def _verified(

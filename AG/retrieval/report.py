@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from retrieval.confidence.coverage import reliability
+from retrieval.confidence.odds import first_is_right
 from retrieval.evaluation import Evaluation, Verified
 from retrieval.feature_folders import SetFeatures
 from retrieval.files import write_atomically
@@ -55,6 +57,7 @@ def notes(run: Evaluation) -> list[str]:
             f"{len(comparison.helped)} queries, down for {len(comparison.hurt)}, stayed for "
             f"{len(comparison.unchanged)}{floor}"
         )
+    lines += _on_confidence(run)
     lines += [_on_cost(kind) for kind in run.evidence if kind.num_inliers.size]
     if run.features is not None:
         lines += _on_sizes(run.features)
@@ -71,6 +74,26 @@ def _on_bytes(kind: Verified) -> str:
     if kind.bytes_per_image is None:
         return ""
     return f"local features kept as {kind.form}: {kind.bytes_per_image:,.0f} bytes a photo"
+
+
+def _on_confidence(run: Evaluation) -> list[str]:
+    """What confidence is worth, and how many answers are withheld."""
+    if run.confidence is None:
+        return []
+    lines = []
+    right = first_is_right(run) if run.photos.truth is not None else np.empty(0)
+    if (right == right).any():
+        lines.append(f"confidence: {reliability(run.confidence, right).in_words()}")
+    if run.min_confidence > 0:
+        given = ~run.withheld
+        of_them = ""
+        if len(right) and (given & (right == right)).any():
+            of_them = f"; of those given {100 * np.nanmean(right[given]):.1f} % are right"
+        lines.append(
+            f"first answers withheld: {run.withheld.sum()} of {len(given)}, less sure than "
+            f"{run.min_confidence:.3f}{of_them}"
+        )
+    return lines
 
 
 def _on_cost(kind: Verified) -> str:
@@ -159,7 +182,8 @@ def write_predictions(path: Path, run: Evaluation, count: int) -> None:
     """A CSV with a line for each of the first ``count`` predictions of each query.
 
     Paths of query and prediction, rank, rank in the first step, similarity, inliers (in a column
-    for each kind of features), and right, wrong or junk; empty where something is not known.
+    for each kind of features), right, wrong or junk, and the confidence in the first answer; empty
+    where something is not known.
     """
     text = io.StringIO()
     writer = csv.writer(text)
@@ -167,7 +191,7 @@ def write_predictions(path: Path, run: Evaluation, count: int) -> None:
     if len(run.evidence) > 1:
         columns = [f"inliers {n} {kind.name}" for n, kind in enumerate(run.evidence, start=1)]
     known = ["rank", "rank_before", "similarity"]
-    writer.writerow(["query", "prediction", *known, *columns, "mark"])
+    writer.writerow(["query", "prediction", *known, *columns, "mark", "confidence"])
     photos = run.photos
     for query, path_of_query in enumerate(photos.queries):
         for rank, row in enumerate(_predicted(run, query)[:count], start=1):
@@ -176,7 +200,8 @@ def write_predictions(path: Path, run: Evaluation, count: int) -> None:
             found = list(map(str, inliers)) or [""] * len(columns)
             paths = path_of_query.absolute(), photos.database[row].absolute()
             ranks = rank, "" if before is None else before
-            writer.writerow([*paths, *ranks, similarity, *found, mark])
+            sure = "" if run.confidence is None or rank > 1 else f"{run.confidence[query]:.4f}"
+            writer.writerow([*paths, *ranks, similarity, *found, mark, sure])
     write_atomically(path, text.getvalue())
 
 

@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from retrieval import report
+from retrieval.confidence.odds import open_teacher, with_confidence
 from retrieval.configs.rank import WordsConfig
 from retrieval.data.photo_sets import PhotoSet
 from retrieval.drawing.html_report.page import write_report
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     for photos, _ in sets:
         check_own(asked.directory / photos.name, photos)
+    teacher = open_teacher(asked.confidence)
     script.begin(asked.directory)
     lines: list[str] = []
     for (photos, features), by_descriptors in zip(sets, described, strict=True):
@@ -60,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for kind, file in enumerate(files):
                 search.tree(config.tree, kind).save(file)
             said.append(f">> Training finished in {time.perf_counter() - start} s")
-        found = search.evaluate(config).save(folder)
+        found = with_confidence(search.evaluate(config), teacher, asked.confidence).save(folder)
         said += printed(found, photos.name, config)
         log.info("%s", "\n".join(said))
         lines += said

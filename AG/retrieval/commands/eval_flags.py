@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from retrieval.commands import shared_flags as shared
 from retrieval.commands.flags import Asked, Parser
 from retrieval.configs.describe import CompactConfig, DelgConfig
-from retrieval.configs.judge import EvaluationConfig
+from retrieval.configs.judge import ConfidenceConfig, EvaluationConfig
 from retrieval.configs.rank import RerankConfig
 from retrieval.configs.rerank_file import read_rerank
 from retrieval.configs.setting import setting
@@ -52,6 +52,7 @@ class EvaluationOptions(
     )
     compact: CompactConfig = field(default_factory=CompactConfig)
     judged: EvaluationConfig = field(default_factory=EvaluationConfig)
+    confidence: ConfidenceConfig = field(default_factory=ConfidenceConfig)
 
 
 def check_weights_suffice(

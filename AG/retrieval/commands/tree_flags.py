@@ -16,6 +16,7 @@ from retrieval.commands.shared_flags import (
     TestSetFlags,
 )
 from retrieval.configs.describe import SKIP, ExtractorName, LearnedConfig, SiftConfig
+from retrieval.configs.judge import ConfidenceConfig
 from retrieval.configs.rank import (
     SIFT_RATIO,
     VERIFIED,
@@ -95,6 +96,7 @@ class SearchOptions(TestSetFlags, ReportFlags, FeaturesFlags, group="Results"):
     train: bool = setting(
         True, "take the tree that the last call saved in DIR", group="Visual words"
     )
+    confidence: ConfidenceConfig = field(default_factory=ConfidenceConfig)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from retrieval.configs.describe import ExtractConfig, PcaConfig
 from retrieval.configs.learn import SEED
 from retrieval.configs.rank import RerankConfig
 from retrieval.configs.setting import Config, setting
+from retrieval.errors import InputError
 
 RECALL_VALUES = (1, 5, 10, 20)
 
@@ -40,6 +41,38 @@ class Source:
     positives: PositivesConfig = field(default_factory=PositivesConfig)
     labels: bool = True
     keep_self: bool = False
+
+
+@dataclass(frozen=True)
+class ConfidenceConfig(Config, group="Results"):
+    """How sure first answers are, and which are withheld."""
+
+    confidence_from: Path | None = setting(
+        None,
+        "learn how sure first answers are from this run, on other photos with labels (default: by "
+        "what inliers chance gives)",
+        "RUN",
+    )
+    min_confidence: float = setting(
+        0.0, "withhold first answers that are less sure", "P", least=0, most=1
+    )
+    max_wrong: float | None = setting(
+        None,
+        "withhold so many that at most this share of wrong first answers is given, instead of "
+        "--min_confidence; needs --confidence_from",
+        "SHARE",
+        above=0,
+        most=1,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_wrong is None:
+            return
+        if self.confidence_from is None:
+            raise InputError("--max_wrong needs --confidence_from RUN, a run with labels")
+        if self.min_confidence:
+            raise InputError("--max_wrong and --min_confidence exclude each other: leave one out")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ import numpy as np
 
 from retrieval import metrics
 from retrieval.comparison import Row
+from retrieval.confidence.coverage import precisions
+from retrieval.confidence.odds import first_is_right
 from retrieval.data import places
 from retrieval.data.positives import Positives
 from retrieval.drawing.html_report.outcomes import Outcomes
@@ -50,6 +52,7 @@ def charts(run: Evaluation) -> list[Chart]:
     return [
         _recall_chart(run, truth, f"Recall@N{protocol}"),
         _precision_chart(run, truth, f"Precision-recall curve{protocol}"),
+        *_confidence_chart(run),
     ]
 
 
@@ -115,6 +118,25 @@ def _precision_chart(run: Evaluation, truth: Positives, title: str) -> Chart:
     if depth < len(run.photos.database):
         note += f" Positives beyond the first {depth} predictions count as not found."
     return Chart(title, "recall, %", "precision, %", note, ticks, curves)
+
+
+def _confidence_chart(run: Evaluation) -> list[Chart]:
+    """Risk against coverage: wrong answers among those given, by how many are."""
+    right = first_is_right(run)
+    known = right == right
+    if run.confidence is None or not known.any():
+        return []
+    risk = 100 - precisions(run.confidence[known], right[known])
+    shares = np.arange(1, len(risk) + 1) / len(risk)
+    shown = np.unique(np.linspace(0, len(risk) - 1, 101).astype(int)).tolist()
+    points = [
+        (float(shares[n]), float(risk[n]), f"{100 * shares[n]:.0f} % given: {risk[n]:.1f} % wrong")
+        for n in shown
+    ]
+    ticks = [(share / 100, str(share)) for share in (0, 20, 40, 60, 80, 100)]
+    title, label = "Risk against coverage", "wrong among the first answers given, %"
+    note = "The answers that are surest are given first."
+    return [Chart(title, "first answers given, %", label, note, ticks, {run.last.name: points})]
 
 
 @dataclass(frozen=True)

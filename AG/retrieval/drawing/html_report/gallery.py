@@ -172,6 +172,9 @@ def _notes(run: Evaluation, found: Outcomes | None, query: int) -> list[str]:
             ranks = [found.before[query], found.after[query]][-len(run.rankings) :]
             said = [f"beyond {depth}" if np.isinf(rank) else f"{rank:.0f}" for rank in ranks]
             notes.append(f"first positive: rank {' → '.join(said)}")
+    if run.confidence is not None and run.min_confidence > 0:
+        withheld = "withheld: " if run.withheld[query] else ""
+        notes.append(f"{withheld}confidence {run.confidence[query]:.2f}")
     if (run.last.ranking.rows[query] < 0).all():
         notes.append("no predictions: the photo was skipped, as it could not be decoded")
     return notes
