@@ -65,6 +65,13 @@ def test_the_evidence_of_an_answer_is_how_rare_its_inliers_are(runs):
     np.testing.assert_allclose(twice[:, :2], 2 * odds.signals(run)[:, :2])
 
 
+def test_surprise_is_the_logarithm_of_a_p_value():
+    rng = np.random.default_rng(3)
+    counts, chance = rng.integers(0, 30, 50), rng.integers(0, 20, 200)
+    slow = [-np.log((1 + sum(other >= n for other in chance)) / (1 + len(chance))) for n in counts]
+    np.testing.assert_allclose(odds.surprise(counts, chance), slow)
+
+
 def test_chance_alone_tells_right_from_wrong_and_says_nothing_without_inliers(runs):
     _, run = runs
     right = odds.first_is_right(run)

@@ -24,7 +24,6 @@ from retrieval.reranking import (
     reorder,
     rerank,
     summed,
-    surprise,
 )
 from retrieval.search import Ranking
 from retrieval.verification import by_matching, count_inliers
@@ -300,13 +299,6 @@ def test_settings_are_checked(settings_):
         RerankConfig(**settings_)
 
 
-def test_surprise_is_the_logarithm_of_a_p_value():
-    rng = np.random.default_rng(3)
-    counts, chance = rng.integers(0, 30, 50), rng.integers(0, 20, 200)
-    slow = [-np.log((1 + sum(other >= n for other in chance)) / (1 + len(chance))) for n in counts]
-    np.testing.assert_allclose(surprise(counts, chance), slow)
-
-
 @pytest.mark.parametrize(("jitter", "expected"), [(1.0, 15.0), (40.0, 60.0)])
 def test_the_residual_follows_how_exactly_features_lie(jitter, expected):
     """Forty places whose features lie again where they were, to within ``jitter`` pixels."""
@@ -322,7 +314,7 @@ def test_the_residual_follows_how_exactly_features_lie(jitter, expected):
     queries, database = ([shown(*place) for place in places] for _ in range(2))
     rows = np.array([np.roll(np.arange(40), -place) for place in range(40)])
     ranked = Ranking(rows, np.linspace(1, 0, rows.size).reshape(rows.shape).astype(np.float32))
-    config = RerankConfig(top_k=8)
+    config = RerankConfig(top_k=20)
     (kind,) = rerank(ranked, [Evidence(queries, database, config.geometry)], config).kinds
     assert kind.geometry.verify.residual == expected
     fixed = replace(config.geometry, verify=replace(config.geometry.verify, residual=9.0))
@@ -335,7 +327,7 @@ def test_a_set_too_small_to_measure_takes_the_default_and_says_so(city):
     config = RerankConfig(floor_pairs=50)
     evidence = [Evidence(queries, database, config.geometry)]
     found = rerank(Ranking(ranking, similarity), evidence, config)
-    assert found.kinds[0].geometry.verify.residual == 15  # second halves: 8 queries of 8 photos
+    assert found.kinds[0].geometry.verify.residual == 15
     assert "random pairs of photos to measure chance on" in found.notes[0]
 
 

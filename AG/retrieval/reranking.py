@@ -25,7 +25,8 @@ BELIEVED = 0.01
 
 # Residuals that are tried where none is given, as multiples of the model's default, which is first.
 _RESIDUALS = (1.0, 0.5, 2.0, 4.0)
-# What they are tried on: so many photos of each half of the heads of so many queries.
+# What they are tried on: so many photos of each half of the heads of so many queries. Fewer heads
+# or photos than that tell nothing.
 _TRIED_PHOTOS, _TRIED_QUERIES = 10, 100
 
 
@@ -166,14 +167,14 @@ def _count(
 def measure_residual(
     heads: Sequence[Sequence[tuple[int, int]]], evidence: Evidence, threads: int | None
 ) -> Geometry:
-    """The geometry with the residual at which true pairs stand out most against false ones.
+    """The geometry with the residual at which a query's first photos stand out most.
 
     heads: of each query its (query row, database row) pairs, best first. Without labels nobody
-    knows which photos are right, but most of these are among the first, and the second half of a
-    head looks as alike (more so than random photos, in which a larger residual finds ever more
-    alike). So the `surprise` of the first photos among those of the second half tells, in the mean
-    over some queries. The model's default stays where none is better beyond doubt, or the second
-    halves are too few pairs to show one in a hundred.
+    knows which photos are right, but most of these are among the first, and the second half of the
+    same head looks as alike (random photos do not: of those a larger residual tells ever more
+    photos that are alike but wrong). So the mean inliers of the first, above the mean of the second
+    half, in its standard deviations (one inlier at least), tell, in the mean over some queries. The
+    model's default stays where none is better beyond doubt, or queries or heads are too few.
     """
     geometry = evidence.geometry
     default = geometry.verify.residual_px
@@ -181,45 +182,20 @@ def measure_residual(
         replace(geometry, verify=replace(geometry.verify, residual=default * factor))
         for factor in _RESIDUALS
     ]
-    first, last = _first_and_last(heads)
-    if len(last) < 1 / BELIEVED:
+    some = heads[:: max(1, -(-len(heads) // _TRIED_QUERIES))]
+    half = min((len(head) for head in some), default=0) // 2
+    if half < _TRIED_PHOTOS or len(some) < _TRIED_PHOTOS:
         return tried[0]
-    counted = count_inliers(
-        first + last, evidence.queries, evidence.database, tried, threads
-    ).num_inliers
-    told = []
-    for counts in counted:
-        alike = counts[len(first) :]
-        # Counts of few values tie often, and surprise the less; those of `alike` say by how much.
-        told.append(surprise(counts[: len(first)], alike) - surprise(alike, alike).mean())
-    best = int(np.argmax([np.mean(each) for each in told]))
-    return tried[best if paired_interval(told[best], told[0]).low > 0 else 0]
-
-
-def _first_and_last(
-    heads: Sequence[Sequence[tuple[int, int]]],
-) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Of `_TRIED_QUERIES` heads, spread over all, the first pairs, and as many of the second half.
-
-    `_TRIED_PHOTOS` each, or half of what there is.
-    """
-    first: list[tuple[int, int]] = []
-    last: list[tuple[int, int]] = []
-    for head in heads[:: max(1, -(-len(heads) // _TRIED_QUERIES))]:
-        half = len(head) // 2
-        first += head[: min(half, _TRIED_PHOTOS)]
-        last += head[half :: max(1, -(-half // _TRIED_PHOTOS))]
-    return first, last
-
-
-def surprise(num_inliers: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """How rare counts (P,) are among those of other pairs (C,): −log p, float64, 0 at least.
-
-    p = (1 + other pairs with as many) / (1 + C), the p-value of a test by random draws; see
-    Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 4.2.
-    """
-    as_many = len(others) - np.searchsorted(np.sort(others), num_inliers)
-    return -np.log((1 + as_many) / (1 + len(others)))
+    step = half // _TRIED_PHOTOS
+    ends = [slice(_TRIED_PHOTOS), slice(half, half + _TRIED_PHOTOS * step, step)]
+    sample = [pair for head in some for end in ends for pair in head[end]]
+    counts = count_inliers(
+        sample, evidence.queries, evidence.database, tried, threads
+    ).num_inliers.reshape(len(tried), len(some), len(ends), _TRIED_PHOTOS)
+    first, alike = counts[:, :, 0], counts[:, :, 1]
+    stand_out = (first.mean(axis=2) - alike.mean(axis=2)) / np.maximum(alike.std(axis=2), 1)
+    best = int(stand_out.mean(axis=1).argmax())
+    return tried[best if paired_interval(stand_out[best], stand_out[0]).low > 0 else 0]
 
 
 def summed(kinds: Sequence[Found], num_inliers: Sequence[np.ndarray]) -> np.ndarray:

@@ -16,7 +16,6 @@ from retrieval.configs.judge import ConfidenceConfig, PositivesConfig
 from retrieval.data import places
 from retrieval.errors import InputError
 from retrieval.evaluation import Evaluation
-from retrieval.reranking import surprise
 
 # Right and wrong first answers that are needed of each, at least, to learn from.
 _LEAST = 10
@@ -65,6 +64,16 @@ def first_is_right(run: Evaluation) -> np.ndarray:
     if run.photos.protocol != "R":
         right[[len(rows) == 0 for rows in truth.positives]] = np.nan
     return right
+
+
+def surprise(num_inliers: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """How rare counts (P,) are among those of other pairs (C,): −log p, float64, 0 at least.
+
+    p = (1 + other pairs with as many) / (1 + C), the p-value of a test by random draws; see
+    Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 4.2.
+    """
+    as_many = len(others) - np.searchsorted(np.sort(others), num_inliers)
+    return -np.log((1 + as_many) / (1 + len(others)))
 
 
 def signals(run: Evaluation) -> np.ndarray:
