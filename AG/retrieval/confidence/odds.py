@@ -1,8 +1,8 @@
 """The probability that the first answer to a query is right.
 
 Taught by the first answers of another evaluation with labels (a validation split), it is a logistic
-regression on a few `signals`. Where there is none it is held against chance alone: how seldom false
-photos have as many inliers. That orders answers well, but says nothing of photos that look alike.
+regression on a few `signals`. Where there is none, the inliers of the first answer are held against
+those of the best photo of another place, in the measure of chance (`by_chance`).
 """
 
 from collections.abc import Callable
@@ -138,16 +138,14 @@ def _elsewhere(run: Evaluation) -> Callable[[int, np.ndarray], np.ndarray]:
 
 
 def by_chance(run: Evaluation) -> np.ndarray | None:
-    """(Q,): the probability that none of a query's k false photos has such inliers, (1 − p)ᵏ.
+    """(Q,): the odds of the first answer against the best photo of another place, as a probability.
 
-    p of one photo is e to the −`surprise`; of several kinds of features that are independent the
-    sum of surprises has a gamma distribution (Fisher's method). None without inliers.
+    By chance alone the inliers of a photo are as rare as e to the −`surprise`; the odds of two
+    photos, of which one is right, are the ratio of that. None without inliers.
     """
     if not run.evidence:
         return None
-    told, count = signals(run)[:, 0], run.evidence[0].num_inliers.shape[1]
-    p = scipy.special.gammaincc(len(run.evidence), told)
-    sure: np.ndarray = (1 - p) ** count
+    sure: np.ndarray = scipy.special.expit(signals(run)[:, 1])
     return sure
 
 

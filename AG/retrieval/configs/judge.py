@@ -50,7 +50,7 @@ class ConfidenceConfig(Config, group="Results"):
     confidence_from: Path | None = setting(
         None,
         "learn how sure first answers are from this run, on other photos with labels (default: by "
-        "what inliers chance gives)",
+        "its inliers and those of the best photo of another place)",
         "RUN",
     )
     min_confidence: float = setting(
