@@ -152,12 +152,22 @@ def test_conformal_thresholds_let_at_most_that_share_of_wrong_answers_pass(share
 
 def test_a_share_of_wrong_answers_is_kept_to(runs):
     val, test = runs
-    found = odds.with_confidence(
-        test, val, ConfidenceConfig(confidence_from=val.photos.folder, max_wrong=0.3)
-    )
-    wrong = odds.first_is_right(test) == 0
-    assert found.withheld[wrong].mean() > 0
-    assert (~found.withheld[wrong]).mean() < 0.6
+    asked = ConfidenceConfig(confidence_from=val.photos.folder, max_wrong=0.3)
+    found = odds.with_confidence(test, val, asked)
+    right = odds.first_is_right(val)
+    half = np.arange(PLACES) % 2 == 0
+    learned = odds.Odds(val, np.where(half, right, np.nan))  # what teaches sets no threshold
+    wrong = learned.of(val)[~half & (right == 0)]
+    assert found.min_confidence == odds.conformal_threshold(wrong, 0.3)
+    np.testing.assert_array_equal(found.confidence, learned.of(test))
+    with pytest.raises(InputError, match=r"in half of .* are too few"):
+        odds.with_confidence(test, val, replace(asked, max_wrong=0.01))
+
+
+def test_nothing_is_withheld_by_a_confidence_that_is_not_there(runs):
+    _, run = runs
+    with pytest.raises(InputError, match="without re-ranking needs --confidence_from"):
+        odds.with_confidence(replace(run, evidence=()), None, ConfidenceConfig(min_confidence=0.5))
 
 
 def test_what_cannot_teach_is_refused(runs):

@@ -18,7 +18,7 @@ from retrieval.errors import InputError
 from retrieval.evaluation import Evaluation
 
 # Right and wrong first answers that are needed of each, at least, to learn from.
-_LEAST = 10
+_LEAST = 5
 
 
 def open_teacher(config: ConfidenceConfig) -> Evaluation | None:
@@ -38,7 +38,10 @@ def with_confidence(
     """
     least = config.min_confidence
     if taught_by is None:
-        return replace(run, confidence=by_chance(run), min_confidence=least)
+        confidence = by_chance(run)
+        if confidence is None and least > 0:
+            raise InputError("--min_confidence without re-ranking needs --confidence_from RUN")
+        return replace(run, confidence=confidence, min_confidence=least)
     if taught_by.protocol.fingerprint == run.protocol.fingerprint:
         raise InputError(f"--confidence_from {taught_by.place}: the same photos, not others")
     if len(taught_by.evidence) != len(run.evidence):
@@ -46,10 +49,20 @@ def with_confidence(
             f"--confidence_from {taught_by.place}: verified by {len(taught_by.evidence)} kinds of "
             f"local features, this by {len(run.evidence)}; evaluate both alike"
         )
-    odds = Odds(taught_by)
-    if config.max_wrong is not None:
-        wrong = odds.of(taught_by)[first_is_right(taught_by) == 0]
+    right = first_is_right(taught_by)
+    if config.max_wrong is None:
+        odds = Odds(taught_by, right)
+    else:  # half to learn from, half to hold the threshold against: of what was learned nothing
+        # could be promised
+        half = np.arange(len(right)) % 2 == 0
+        odds = Odds(taught_by, np.where(half, right, np.nan))
+        wrong = odds.of(taught_by)[~half & (right == 0)]
         least = conformal_threshold(wrong, config.max_wrong)
+        if np.isinf(least):
+            raise InputError(
+                f"--max_wrong {config.max_wrong:g}: {len(wrong)} wrong first answers in half of "
+                f"{taught_by.place} are too few; take a larger share, or a run with more queries"
+            )
     return replace(run, confidence=odds.of(run), min_confidence=least)
 
 
@@ -152,13 +165,15 @@ def by_chance(run: Evaluation) -> np.ndarray | None:
 class Odds:
     """A logistic regression of right on `signals`, learned from an evaluation with labels."""
 
-    def __init__(self, run: Evaluation) -> None:
-        """InputError where ``run`` has too few right or wrong first answers to learn from."""
+    def __init__(self, run: Evaluation, right: np.ndarray) -> None:
+        """Learn from the first answers of ``run`` that are ``right`` (Q,): 1, 0, nan not to learn.
+
+        InputError where too few are right, or wrong.
+        """
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
-        right = first_is_right(run)
         known = ~np.isnan(right)
         counts = int((right == 1).sum()), int((right == 0).sum())
         if min(counts) < _LEAST:
@@ -178,7 +193,7 @@ class Odds:
 def conformal_threshold(wrong: np.ndarray, max_wrong: float) -> float:
     """The least confidence at which at most the share ``max_wrong`` of wrong answers is given.
 
-    wrong: (n,) confidences of wrong answers that the odds were held against. Of a wrong answer on
+    wrong: (n,) confidences of wrong answers that the odds did not learn from. Of a wrong answer on
     exchangeable photos the confidence is above the ⌈(n + 1)(1 − max_wrong)⌉-th smallest of them
     with at most that probability, whatever the odds are worth (Vovk, Gammerman, Shafer,
     "Algorithmic Learning in a Random World", 2005). Infinite where n is too small.
