@@ -3,6 +3,7 @@
 import doctest
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +91,8 @@ def test_a_photo_set_is_evaluated_saved_opened_and_reranked(network, places, tmp
     found.save(tmp_path / "run")
     opened = Evaluation.open(tmp_path / "run")
     assert opened.figures == found.figures
-    again = rerank(opened, top_k=2, floor=1.0)
+    again = rerank(replace(opened, confidence=np.ones(3), min_confidence=0.5), top_k=2, floor=1.0)
+    assert (again.confidence, again.min_confidence) == (None, 0)  # they were of the other order
     assert again.verified.num_inliers.shape == (3, 2)
     assert again.verified.config.floor == 1
     assert again.protocol.settings["rerank"]["top_k"] == 2

@@ -274,3 +274,15 @@ def _folders(place: Path) -> list[Path]:
 
 def _listed(names: Sequence[str]) -> str:
     return f"are {', '.join(sorted(names))}" if names else "is nothing"
+
+
+def sample_descriptors(features: Sequence[LocalFeatures], most: int, seed: int) -> list[np.ndarray]:
+    """Descriptors (n, d) of photos drawn at random, until there are ``most`` of them."""
+    drawn: list[np.ndarray] = []
+    total = 0
+    for row in np.random.default_rng(seed).permutation(len(features)):
+        if total >= most:
+            break
+        drawn.append(features[int(row)].descriptors)
+        total += len(drawn[-1])
+    return drawn

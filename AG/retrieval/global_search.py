@@ -288,6 +288,8 @@ def rerank(run: Evaluation, **settings: Any) -> Evaluation:
         protocol=replace(run.protocol, settings=told),
         seconds=clock.seconds,
         notes=found.notes,
+        confidence=None,  # it was of the other order
+        min_confidence=0.0,
         command="",
         folder=None,
     )

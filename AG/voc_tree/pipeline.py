@@ -20,7 +20,12 @@ from retrieval.configs.rank import (
 from retrieval.data.photo_sets import PhotoSet
 from retrieval.errors import InputError
 from retrieval.evaluation import Evaluation
-from retrieval.feature_folders import SetFeatures, check_complete, check_not_binary
+from retrieval.feature_folders import (
+    SetFeatures,
+    check_complete,
+    check_not_binary,
+    sample_descriptors,
+)
 from retrieval.features import LocalFeatures
 from retrieval.global_search import Descriptors
 from retrieval.progress import Clock
@@ -35,18 +40,6 @@ from voc_tree.tree import Tree
 _EMBEDDING_SAMPLE = 2_000_000
 # Photos that are quantised and indexed at a time.
 _PHOTOS = 128
-
-
-def sample_descriptors(features: Sequence[LocalFeatures], most: int, seed: int) -> list[np.ndarray]:
-    """Descriptors (n, d) of photos drawn at random, until there are ``most`` of them."""
-    drawn: list[np.ndarray] = []
-    total = 0
-    for row in np.random.default_rng(seed).permutation(len(features)):
-        if total >= most:
-            break
-        drawn.append(features[int(row)].descriptors)
-        total += len(drawn[-1])
-    return drawn
 
 
 def train_tree(features: SetFeatures, config: TreeConfig) -> Tree:

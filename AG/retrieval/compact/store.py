@@ -17,7 +17,7 @@ from retrieval import progress
 from retrieval.compact.forms import TYPES, feature_bytes
 from retrieval.configs.describe import CompactConfig, Form
 from retrieval.errors import InputError
-from retrieval.feature_folders import SetFeatures, StoredFeatures
+from retrieval.feature_folders import SetFeatures, StoredFeatures, sample_descriptors
 from retrieval.features import FeatureStore, LocalFeatures, entry
 from retrieval.files import read_npz, write_npz
 from retrieval.whitening import Projection, learn_signs
@@ -105,12 +105,8 @@ def _codes(database: StoredFeatures, store: FeatureStore, config: CompactConfig)
     """The projection that ``store`` keeps, learned on a sample of the database if it has none."""
     if (store.folder / _CODES).exists():
         return read_codes(store)
-    drawn: list[np.ndarray] = []
-    for row in np.random.default_rng(config.seed).permutation(len(database)):
-        if sum(map(len, drawn)) >= config.sample:
-            break
-        drawn += [each for each in (database[int(row)].descriptors,) if len(each)]
-    if not drawn:
+    drawn = sample_descriptors(database, config.sample, config.seed)
+    if not any(map(len, drawn)):
         raise InputError(
             f"{database.store.folder} has no features of the database to learn codes on"
         )

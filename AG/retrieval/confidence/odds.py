@@ -33,8 +33,8 @@ def with_confidence(
     """The evaluation with the confidence of every first answer, and with those that it withholds.
 
     taught_by: an evaluation with labels of other photos, by the same features; None: by chance
-    alone, and no confidence at all without inliers. InputError as `learn`, for labels of the
-    same photos, and for a ``max_wrong`` without labels.
+    alone, and no confidence at all without inliers. InputError as `Odds`, for a run on the
+    same photos, and where wrong answers are too few for ``max_wrong``.
     """
     least = config.min_confidence
     if taught_by is None:
@@ -136,10 +136,7 @@ def _elsewhere(run: Evaluation) -> Callable[[int, np.ndarray], np.ndarray]:
     """A function: which (k,) candidates show another place than a database row, (k,) bool."""
     source = run.photos.source
     distance = (PositivesConfig() if source is None else source.positives).positive_dist_threshold
-    try:
-        utm = places.positions(run.photos.database).utm
-    except InputError:  # not an error here: most sets have no coordinates
-        utm = None
+    utm = places.known(run.photos.database)
 
     def elsewhere(answer: int, candidates: np.ndarray) -> np.ndarray:
         if utm is None:

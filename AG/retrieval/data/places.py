@@ -106,6 +106,14 @@ def positions(paths: Sequence[Path]) -> Positions:
     return Positions(columns[:, :2].copy(), columns[:, 2].copy(), zones)
 
 
+def known(paths: Sequence[Path]) -> np.ndarray | None:
+    """Metres east and north (N, 2), where names may tell none: None if one of them does not."""
+    try:
+        return positions(paths).utm
+    except InputError:  # not an error here: most sets have no coordinates
+        return None
+
+
 def _refuse_degrees(paths: Sequence[Path], found: np.ndarray) -> None:
     """InputError where all numbers can be latitude and longitude, and are written as such.
 

@@ -5,7 +5,6 @@ Drawn there rather than by matplotlib, they take the page's fonts and its light 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -16,7 +15,6 @@ from retrieval.confidence.odds import first_is_right
 from retrieval.data import places
 from retrieval.data.positives import Positives
 from retrieval.drawing.html_report.outcomes import Outcomes
-from retrieval.errors import InputError
 from retrieval.evaluation import Evaluation
 
 # Curves show recall@N up to this N.
@@ -61,7 +59,7 @@ def bytes_chart(rows: Sequence[Row]) -> Chart | None:
 
     None where fewer than two rows have both.
     """
-    metric = "mAP M" if rows[0].run.photos.protocol == "M" else "R@1"
+    metric = rows[0].run.metric
     points = [
         (row.form, row.bytes_per_image, row.step.figures[metric], row.name)
         for row in rows
@@ -168,7 +166,7 @@ class PlaceMap:
 def place_map(run: Evaluation, found: Outcomes | None) -> PlaceMap | None:
     """The map; None where the queries' names tell no coordinates."""
     photos = run.photos
-    queries, database = _positions(photos.queries), _positions(photos.database)
+    queries, database = (places.known(paths) for paths in (photos.queries, photos.database))
     if queries is None or len(queries) == 0:
         return None
     if database is None:
@@ -190,14 +188,6 @@ def place_map(run: Evaluation, found: Outcomes | None) -> PlaceMap | None:
     size = 5.5 if len(marks) <= 100 else 4.5 if len(marks) <= 400 else 3.5
     dots = _dots((database - corner) * [1, -1], width * _DISTINCT)
     return PlaceMap(round(width, 2), round(height, 2), size, dots, marks)
-
-
-def _positions(paths: Sequence[Path]) -> np.ndarray | None:
-    """Metres east and north (N, 2); None if a name tells none."""
-    try:
-        return places.positions(paths).utm
-    except InputError:  # not an error here: most sets have no coordinates
-        return None
 
 
 def _dots(points: np.ndarray, distinct: float) -> str:
