@@ -39,7 +39,7 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 # What Pillow's decoders raise on files that are damaged, not images, or too large.
-_DECODE_ERRORS = (
+DECODE_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -152,7 +152,7 @@ def read_image(
     truncated, of none of the `FORMATS`, or of more than ``most_pixels`` to decode.
     """
     try:
-        with _open(path) as image:
+        with open_header(path) as image:
             size = image.size
             if longest_side is not None and longest_side < max(size):
                 size = _fit(size, longest_side)
@@ -168,21 +168,21 @@ def read_image(
                 rgb = rgb.resize(size, Image.Resampling.BILINEAR)
             turn = _UPRIGHT.get(_orientation(image))
             return np.array(rgb if turn is None else rgb.transpose(turn))
-    except _DECODE_ERRORS as error:
-        raise _unreadable(path, error) from error
+    except DECODE_ERRORS as error:
+        raise unreadable(path, error) from error
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """(width, height) in pixels of the upright image, from the file's header alone."""
     try:
-        with _open(path) as image:
+        with open_header(path) as image:
             width, height = image.size
             return (height, width) if _orientation(image) >= 5 else (width, height)
-    except _DECODE_ERRORS as error:
-        raise _unreadable(path, error) from error
+    except DECODE_ERRORS as error:
+        raise unreadable(path, error) from error
 
 
-def _open(path: str | os.PathLike[str]) -> Image.Image:
+def open_header(path: str | os.PathLike[str]) -> Image.Image:
     """The image, of which the header has been read.
 
     Pillow limits the whole image; of a JPEG less than that may be decoded, which is limited there.
@@ -283,7 +283,7 @@ def _orientation(image: Image.Image) -> int:
         return 1  # Pillow turns these itself, and reports the upright size
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except _DECODE_ERRORS:
+    except DECODE_ERRORS:
         return 1  # cameras and editors write broken EXIF blocks around sound pixels
 
 
@@ -299,7 +299,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _unreadable(path: str | os.PathLike[str], error: BaseException) -> ImageError:
+def unreadable(path: str | os.PathLike[str], error: BaseException) -> ImageError:
+    """The error of a file that is no readable image, as ``error`` says."""
     reason = str(error) or type(error).__name__
     path = os.fspath(path)
     shown = reason if path in reason else f"{path}: {reason}"
