@@ -244,6 +244,10 @@ def write_data() -> None:
         write_photo(Path(name), i)
     for folder in (Path(), Path("mine")):
         write_folders(folder, "photos", "queries", ["a.jpg", "b.jpg", "query.jpg"])
+    names = [f"{folder}/{name}.jpg" for folder in ("photos", "queries") for name in "ab"]
+    names += ["photos/query.jpg", "queries/query.jpg"]
+    lines = [f"{name},55.7,{13 + i % 2}\n" for i, name in enumerate(names)]
+    Path("positions.csv").write_text("path,latitude,longitude\n" + "".join(lines))
     Path("positives.csv").write_text("query.jpg,a.jpg;b.jpg\na.jpg,a.jpg\nb.jpg,\n")
     for name in ("roxford5k", "rparis6k"):
         write_test_set(Path("data/test") / name)

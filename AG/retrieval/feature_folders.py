@@ -10,7 +10,7 @@ What extracts features and what searches them meet here alone.
 import contextlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -114,6 +114,10 @@ def open_store(
 
 def source_as_json(source: Source) -> dict[str, Any]:
     """A source with absolute paths, as plain values."""
+    file = source.positives.positions_file
+    if file is not None:
+        positives = replace(source.positives, positions=str(file.resolve()))
+        source = replace(source, positives=positives)
     return {
         name: str(value.resolve()) if isinstance(value, Path) else value
         for name, value in asdict(source).items()

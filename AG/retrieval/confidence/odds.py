@@ -13,7 +13,6 @@ import scipy.special
 
 from retrieval import metrics
 from retrieval.configs.judge import ConfidenceConfig, PositivesConfig
-from retrieval.data import places
 from retrieval.errors import InputError
 from retrieval.evaluation import Evaluation
 
@@ -135,14 +134,14 @@ def _surprising(run: Evaluation) -> np.ndarray:
 def _elsewhere(run: Evaluation) -> Callable[[int, np.ndarray], np.ndarray]:
     """A function: which (k,) candidates show another place than a database row, (k,) bool."""
     source = run.photos.source
-    distance = (PositivesConfig() if source is None else source.positives).positive_dist_threshold
-    utm = places.known(run.photos.database)
+    config = PositivesConfig() if source is None else source.positives
+    _, taken = run.photos.whereabouts
+    complete = taken is not None and bool(taken.known.all())
 
     def elsewhere(answer: int, candidates: np.ndarray) -> np.ndarray:
-        if utm is None:
+        if taken is None or not complete:
             return candidates != answer
-        far: np.ndarray = np.linalg.norm(utm[candidates] - utm[answer], axis=1) > distance
-        return far
+        return taken.elsewhere(answer, candidates, config)
 
     return elsewhere
 

@@ -13,9 +13,13 @@ from retrieval.errors import InputError
 RECALL_VALUES = (1, 5, 10, 20)
 
 
+POSITIONS = ("auto", "names", "exif", "frames", "folders")
+POSITION_FILES = (".csv", ".geojson", ".json")
+
+
 @dataclass(frozen=True)
 class PositivesConfig(Config, group="Data"):
-    """Which database photos are right answers, for sets in which names tell the positions."""
+    """Where photos were taken, and which database photos are right answers by that."""
 
     positive_dist_threshold: float = setting(
         25.0, "a database photo taken within this distance is a right answer", "METRES", above=0
@@ -23,15 +27,49 @@ class PositivesConfig(Config, group="Data"):
     positive_angle: float | None = setting(
         None, "it must also look in a direction within this angle (default: in any)", "DEGREES"
     )
+    positions: str = setting(
+        "auto",
+        "where a photo's position comes from. names: metres between @; exif: the photo's own GPS "
+        "data; frames: the number in its name, of two traverses; folders: its folder is its place; "
+        "a .csv or .geojson FILE; auto: names, or exif where these have none",
+        "SOURCE",
+    )
+    frame_tolerance: int | None = setting(
+        None,
+        "frames at most this far apart show the same place; takes positions from frames",
+        "FRAMES",
+        least=0,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.positions not in POSITIONS and self.positions_file is None:
+            raise InputError(
+                f"--positions {self.positions}: expected one of {', '.join(POSITIONS)}, or a file "
+                f"({', '.join(POSITION_FILES)})"
+            )
+        if self.frame_tolerance is not None and self.positions not in ("auto", "frames"):
+            raise InputError(
+                f"--frame_tolerance and --positions {self.positions} exclude each other: leave one "
+                "out"
+            )
+        if self.positions == "frames" and self.frame_tolerance is None:
+            raise InputError("--positions frames needs --frame_tolerance, a number of frames")
+
+    @property
+    def positions_file(self) -> Path | None:
+        """The file that tells the positions, if one does."""
+        path = Path(self.positions)
+        return path if path.suffix.lower() in POSITION_FILES else None
 
 
 @dataclass(frozen=True)
 class Source:
     """Where a photo set lies, in one folder (``dataset``) or in two, and what is right in it.
 
-    What opens a set again: `open_set`. positives_file: of two folders, instead of the positions in
-    the names. labels: False for sets in which nothing is known to be right. keep_self: photos
-    may be their own answers.
+    What opens a set again: `open_set`. positives_file: of two folders, instead of positions.
+    labels: False for sets in which nothing is known to be right. keep_self: photos may be their
+    own answers.
     """
 
     dataset: Path | None = None

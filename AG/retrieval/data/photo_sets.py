@@ -10,10 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 from retrieval.configs.judge import PositivesConfig, Source
-from retrieval.data import ground_truth, images, places, positives
+from retrieval.data import ground_truth, images, positives
 from retrieval.data.contents import content_hashes, fingerprint
 from retrieval.data.images import Box
 from retrieval.data.positives import Positives
+from retrieval.data.whereabouts import Photos, Whereabouts, locate, right_answers
 from retrieval.errors import InputError
 
 
@@ -63,6 +64,7 @@ class PhotoSet:
     source:       where the set came from; None for one that was put together in Python.
     selves:       for each query the rows of the database that are the query itself, which are left
                   out of its answers; None: of none.
+    taken:        where queries and database were taken; None: as far as their names tell.
     """
 
     folder: Path
@@ -72,6 +74,7 @@ class PhotoSet:
     query_boxes: Sequence[Box] | None = None
     source: Source | None = None
     selves: Sequence[np.ndarray] | None = None
+    taken: tuple[Whereabouts, Whereabouts] | None = None
 
     @property
     def files(self) -> list[Path]:
@@ -88,6 +91,14 @@ class PhotoSet:
     def protocol(self) -> str | None:
         """The key of the ground truth that right and wrong go by, R or M; None without labels."""
         return next((key for key in ("R", "M") if key in self.ground_truth), None)
+
+    @cached_property
+    def whereabouts(self) -> tuple[Whereabouts | None, Whereabouts | None]:
+        """Where queries and database were taken; None where that is known of none."""
+        return self.taken or (
+            _by_names(self.folder, self.queries),
+            _by_names(self.folder, self.database),
+        )
 
     @property
     def truth(self) -> Positives | None:
@@ -195,12 +206,15 @@ def _open_folders(source: Source, database_folder: Path, queries_folder: Path) -
     queries = images.list_images(queries_folder)
     selves = None if source.keep_self else _selves(queries, database)
     truth: dict[str, Positives] = {}
+    taken = None
     if source.labels and source.positives_file is not None:
         query_names = [str(path.relative_to(queries_folder)) for path in queries]
         database_names = [str(path.relative_to(database_folder)) for path in database]
         truth["R"] = positives.from_file(source.positives_file, query_names, database_names)
     elif source.labels:
-        truth["R"] = _by_names(queries, database, source.positives)
+        asked = Photos(queries_folder, queries), Photos(database_folder, database)
+        taken = _located(*asked, source.positives)
+        truth["R"] = right_answers(*taken, source.positives)
     if selves is not None and max(map(len, selves)) == len(database):
         raise InputError(f"{database_folder}: holds no photo but a query itself (--keep_self)")
     if truth and selves is not None:
@@ -214,7 +228,7 @@ def _open_folders(source: Source, database_folder: Path, queries_folder: Path) -
     if truth:
         _warn_where_chance_is_right(truth["R"], database_folder, len(database))
     folder = _common_folder(database_folder, queries_folder)
-    return PhotoSet(folder, queries, database, truth, source=source, selves=selves)
+    return PhotoSet(folder, queries, database, truth, source=source, selves=selves, taken=taken)
 
 
 def _warn_where_chance_is_right(truth: Positives, database_folder: Path, size: int) -> None:
@@ -256,17 +270,27 @@ def _selves(queries: Sequence[Path], database: Sequence[Path]) -> list[np.ndarra
     return found
 
 
-def _by_names(
-    queries: Sequence[Path], database: Sequence[Path], config: PositivesConfig
-) -> Positives:
+def _by_names(folder: Path, paths: Sequence[Path]) -> Whereabouts | None:
+    """Where photos were taken by their names, which need not tell."""
     try:
-        taken = places.positions(queries), places.positions(database)
+        by_names = PositivesConfig(positions="names")
+        return locate([Photos(folder, paths)], by_names, complete=False)[0]
+    except InputError:  # most sets have no positions
+        return None
+
+
+def _located(
+    queries: Photos, database: Photos, config: PositivesConfig
+) -> tuple[Whereabouts, Whereabouts]:
+    try:
+        taken = locate([queries, database], config)
     except InputError as error:
         raise InputError(
-            f"{error}. Without positions in the names: --database_folder and --queries_folder with "
-            "--positives FILE, or --no_labels for predictions alone"
+            f"{error}. Where they were taken may stand in names, in EXIF data or in a table "
+            "(--positions). Without: --database_folder and --queries_folder with --positives FILE, "
+            "or --no_labels for predictions alone"
         ) from error
-    return positives.by_distance(*taken, config.positive_dist_threshold, config.positive_angle)
+    return taken[0], taken[1]
 
 
 def _common_folder(first: Path, second: Path) -> Path:

@@ -71,7 +71,7 @@ def parse_name(path: str | os.PathLike[str]) -> Place:
     heading = fields[9].strip() if len(fields) > 9 else ""
     try:
         direction = float(heading) if heading else None
-        place = Place(float(fields[1]), float(fields[2]), direction, _zone(fields[3:5]))
+        place = Place(float(fields[1]), float(fields[2]), direction, zone_of(fields[3:5]))
     except (IndexError, ValueError):
         place = None
     if place is None or not all(math.isfinite(value or 0.0) for value in place):
@@ -83,7 +83,7 @@ def parse_name(path: str | os.PathLike[str]) -> Place:
     return place
 
 
-def _zone(fields: Sequence[str]) -> int:
+def zone_of(fields: Sequence[str]) -> int:
     """The zone of UTM in the fields number and letter; 0 for anything else.
 
     Letters are bands of latitude, from C in the south to X in the north; N is the first north of
@@ -102,19 +102,11 @@ def positions(paths: Sequence[Path]) -> Positions:
     places = [parse_name(path) for path in paths]
     columns = np.array([place[:3] for place in places], np.float64).reshape(-1, 3)
     zones = np.array([place.zone for place in places], np.int64)
-    _refuse_degrees(paths, columns[:, :2])
+    refuse_degrees(paths, columns[:, :2])
     return Positions(columns[:, :2].copy(), columns[:, 2].copy(), zones)
 
 
-def known(paths: Sequence[Path]) -> np.ndarray | None:
-    """Metres east and north (N, 2), where names may tell none: None if one of them does not."""
-    try:
-        return positions(paths).utm
-    except InputError:  # not an error here: most sets have no coordinates
-        return None
-
-
-def _refuse_degrees(paths: Sequence[Path], found: np.ndarray) -> None:
+def refuse_degrees(paths: Sequence[Path], found: np.ndarray) -> None:
     """InputError where all numbers can be latitude and longitude, and are written as such.
 
     Four places after the point are 11 metres of a degree, and a tenth of a millimetre.

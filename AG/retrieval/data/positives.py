@@ -85,12 +85,21 @@ def by_distance(
     return _without_junk(positives)
 
 
+def by_label(queries: Sequence[str], database: Sequence[str]) -> Positives:
+    """Positives that carry the query's label; an empty label is that of no place. No junk."""
+    rows: dict[str, list[int]] = {}
+    for row, label in enumerate(database):
+        rows.setdefault(label, []).append(row)
+    return _without_junk([np.array(rows.get(label, []) if label else [], int) for label in queries])
+
+
 def _check_headings(heading: np.ndarray, what: str) -> None:
     unknown = int(np.isnan(heading).sum())
     if unknown:
         raise InputError(
-            f"--positive_angle needs a heading in each name, as field 9 between '@', but {unknown} "
-            f"of {len(heading)} {what} have none; leave the flag out to judge by distance alone"
+            "--positive_angle needs a heading of each photo (in a name: field 9 between '@'), but "
+            f"{unknown} of {len(heading)} {what} have none; leave the flag out to judge by "
+            "distance alone"
         )
 
 

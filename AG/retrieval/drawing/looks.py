@@ -17,13 +17,11 @@ from matplotlib.lines import Line2D
 from retrieval import metrics
 from retrieval.configs.describe import ExtractConfig
 from retrieval.configs.rank import Geometry
-from retrieval.data import places
 from retrieval.data.images import Box
 from retrieval.data.photo_sets import PhotoSet
 from retrieval.drawing import figures, pictures
 from retrieval.drawing.figures import Prediction
 from retrieval.drawing.palette import RIGHT, WRONG
-from retrieval.errors import InputError
 from retrieval.evaluation import Evaluation
 from retrieval.extraction import describe
 from retrieval.features import LocalFeatures
@@ -118,7 +116,7 @@ def reranking(photos: PhotoSet, query: int, found: QueryReranking, count: int = 
 def positives(photos: PhotoSet, queries: Sequence[int]) -> Figure:
     """Queries (rows) above a positive each, to see what is asked of a network.
 
-    Of several positives the one is shown that looks the most alike way, if the names tell.
+    Of several positives the one is shown that looks the most alike way, if headings are known.
     """
     columns = max(1, len(queries))
     figure = Figure(figsize=(1.9 * columns, 4.2), layout="constrained")
@@ -130,8 +128,7 @@ def positives(photos: PhotoSet, queries: Sequence[int]) -> Figure:
         figures.framed(above, _query_photo(photos, query), f"query {query}")
         right = [] if photos.truth is None else photos.truth.positives[query].tolist()
         if right:
-            turns = [_turn(photos.queries[query], photos.database[row]) for row in right]
-            shown = photos.database[right[int(np.argmin(turns))]]
+            shown = photos.database[right[int(np.argmin(_turns(photos, query, right)))]]
             figures.framed(below, pictures.thumbnail_or_note(shown), "positive", RIGHT)
         else:
             below.set_title(_without_positives(photos), fontsize=9)
@@ -142,16 +139,13 @@ def _without_positives(photos: PhotoSet) -> str:
     return "no labels" if photos.truth is None else "no positives"
 
 
-def _turn(first: Path, second: Path) -> float:
-    """Degrees between the headings in two file names; 0 where a name tells none."""
-    try:
-        one, other = (places.parse_name(path).heading for path in (first, second))
-    except InputError:
-        return 0.0
-    if one is None or other is None:
-        return 0.0
-    turn = abs(one - other) % 360
-    return min(turn, 360 - turn)
+def _turns(photos: PhotoSet, query: int, rows: Sequence[int]) -> np.ndarray:
+    """(k,) degrees between the headings of a query and of database rows; 0 where one is unknown."""
+    asked, database = photos.whereabouts
+    if asked is None or database is None:
+        return np.zeros(len(rows))
+    turn = np.abs(database.positions.heading[list(rows)] - asked.positions.heading[query]) % 360
+    return np.nan_to_num(np.minimum(turn, 360 - turn))
 
 
 def save_strips(

@@ -12,7 +12,6 @@ from retrieval import metrics
 from retrieval.comparison import Row
 from retrieval.confidence.coverage import precisions
 from retrieval.confidence.odds import first_is_right
-from retrieval.data import places
 from retrieval.data.positives import Positives
 from retrieval.drawing.html_report.outcomes import Outcomes
 from retrieval.evaluation import Evaluation
@@ -164,9 +163,9 @@ class PlaceMap:
 
 
 def place_map(run: Evaluation, found: Outcomes | None) -> PlaceMap | None:
-    """The map; None where the queries' names tell no coordinates."""
+    """The map; None where it is not known in metres where the queries were taken."""
     photos = run.photos
-    queries, database = (places.known(paths) for paths in (photos.queries, photos.database))
+    queries, database = (None if taken is None else taken.metres for taken in photos.whereabouts)
     if queries is None or len(queries) == 0:
         return None
     if database is None:
