@@ -20,8 +20,8 @@ from collections.abc import Sequence
 import torch
 
 from retrieval import checkpoint, global_search, report
-from retrieval.data import places
-from retrieval.data.photo_sets import check_photos, open_places
+from retrieval.data.photo_sets import check_photos, open_set
+from retrieval.data.training_photos import load_groups
 from retrieval.drawing import looks
 from retrieval.networks.create import create
 from retrieval.training import cosplace
@@ -33,10 +33,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train; the best epoch is that of the best global R@1 on the validation set."""
     asked = train_flags.read_training(__doc__, argv)
     recipe = asked.recipe
-    paths, groups = places.load_groups(asked.train_folder, recipe.groups, script.CACHE)
-    val_set = open_places(asked.val_folder, asked.positives)
-    test = asked.test_folder
-    test_set = None if test is None else open_places(test, asked.positives)
+    paths, groups = load_groups(asked.split("train"), recipe.groups, script.CACHE)
+    val_set = open_set(asked.split("val"))
+    test_set = None if asked.test is None else open_set(asked.test)
     check_photos(paths, val_set, test_set, skip=recipe.train.skip_bad_images)
 
     torch.manual_seed(recipe.train.seed)

@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 
 from retrieval import global_search
-from retrieval.data import places
-from retrieval.data.photo_sets import check_photos, open_places
+from retrieval.data.photo_sets import check_photos, open_set
+from retrieval.data.training_photos import load_groups
 from retrieval.global_search import Descriptors
 from retrieval.networks.create import create
 from retrieval.training import cosplace
@@ -36,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train; global recalls are constant, so the best epoch is that of the best re-ranked R@1."""
     asked = train_flags.read_local_training(__doc__, argv)
     recipe = asked.recipe
-    paths, groups = places.load_groups(asked.train_folder, recipe.groups, script.CACHE)
-    val_set = open_places(asked.val_folder, asked.positives)
+    paths, groups = load_groups(asked.split("train"), recipe.groups, script.CACHE)
+    val_set = open_set(asked.split("val"))
     check_photos(paths, val_set, skip=recipe.train.skip_bad_images)
 
     torch.manual_seed(recipe.train.seed)

@@ -32,6 +32,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from tests.gps_photos import shot
 
 from retrieval import checkpoint
 from retrieval.configs.describe import DelfConfig, DelgConfig
@@ -248,6 +249,8 @@ def write_data() -> None:
     names += ["photos/query.jpg", "queries/query.jpg"]
     lines = [f"{name},55.7,{13 + i % 2}\n" for i, name in enumerate(names)]
     Path("positions.csv").write_text("path,latitude,longitude\n" + "".join(lines))
+    for i in range(16):
+        shot(Path(f"walk/{i}.jpg"), 55.7 + i // 4 * 1e-3, 13.2)
     Path("positives.csv").write_text("query.jpg,a.jpg;b.jpg\na.jpg,a.jpg\nb.jpg,\n")
     for name in ("roxford5k", "rparis6k"):
         write_test_set(Path("data/test") / name)

@@ -15,7 +15,6 @@ from retrieval.data.photo_sets import (
     PhotoSet,
     Source,
     find_test_set,
-    open_places,
     open_revisited,
     open_set,
 )
@@ -55,10 +54,10 @@ def test_a_file_name_need_not_be_utf8(tmp_path):
 
 
 def test_positives_of_a_split_are_those_within_the_distance(places):
-    photos = open_places(places, PositivesConfig())
+    photos = open_set(Source(places, positives=PositivesConfig()))
     found = photos.ground_truth["R"].positives
     assert [rows.tolist() for rows in found] == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
-    near = open_places(places, PositivesConfig(positive_dist_threshold=10.04))
+    near = open_set(Source(places, positives=PositivesConfig(positive_dist_threshold=10.04)))
     assert [len(rows) for rows in near.ground_truth["R"].positives] == [1, 1, 1]
 
 
@@ -105,19 +104,19 @@ def test_missing_images_of_a_revisited_set_are_named(photo, tmp_path):
 
 
 def test_a_fingerprint_knows_the_photos_and_the_truth(places):
-    photos = open_places(places, PositivesConfig())
+    photos = open_set(Source(places, positives=PositivesConfig()))
     before = photos.fingerprint()
-    assert open_places(places, PositivesConfig()).fingerprint() == before
-    other = open_places(places, PositivesConfig(positive_dist_threshold=10.04))
+    assert open_set(Source(places, positives=PositivesConfig())).fingerprint() == before
+    other = open_set(Source(places, positives=PositivesConfig(positive_dist_threshold=10.04)))
     assert other.fingerprint() != before
     Image.new("RGB", (8, 8)).save(photos.database[0])
-    assert open_places(places, PositivesConfig()).fingerprint() != before
+    assert open_set(Source(places, positives=PositivesConfig())).fingerprint() != before
 
 
 @pytest.mark.parametrize(
     ("breaks", "message"),
     [
-        (lambda folder: (folder / "database").rename(folder / "db"), "database"),
+        (lambda folder: (folder / "database").rename(folder / "photos"), "database"),
         (lambda folder: (folder / "queries").rename(folder / "q"), "no folder queries"),
         (lambda folder: [p.unlink() for p in (folder / "queries").iterdir()], "no images"),
         (lambda folder: next((folder / "queries").iterdir()).rename(folder / "queries/a.png"),
@@ -127,7 +126,7 @@ def test_a_fingerprint_knows_the_photos_and_the_truth(places):
 def test_a_broken_data_set_is_one_clear_error(places, breaks, message):
     breaks(places)
     with pytest.raises(InputError, match=message) as error:
-        open_places(places, PositivesConfig())
+        open_set(Source(places, positives=PositivesConfig()))
     assert str(places) in str(error.value)
 
 
@@ -218,6 +217,6 @@ def test_kilometres_for_metres_are_warned_of(photo, tmp_path, caplog, unit, told
     for place in range(4):
         photo(f"queries/{name((100 * place + 3) * unit, 0)}", seed=20 + place)
     images.warn_once.cache_clear()
-    photos = open_places(tmp_path, PositivesConfig())
+    photos = open_set(Source(tmp_path, positives=PositivesConfig()))
     assert all(map(len, photos.ground_truth["R"].positives))
     assert ("right for 100 % of the queries" in caplog.text) is told

@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from retrieval.configs.judge import Source
 from retrieval.configs.learn import GroupConfig
 from retrieval.data import images, places
 from retrieval.data.places import Place, Positions
+from retrieval.data.training_photos import load_groups
 from retrieval.errors import InputError
 
 
@@ -169,7 +171,7 @@ def train(tmp_path):
 
 
 def test_load_groups_reads_what_it_cached(train, tmp_path, monkeypatch):
-    paths, groups = places.load_groups(train, CONFIG, tmp_path / "cache")
+    paths, groups = load_groups(Source(train), CONFIG, tmp_path / "cache")
     assert as_lists(groups) == as_lists(places.build_groups(places.positions(paths), CONFIG))
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
@@ -177,38 +179,38 @@ def test_load_groups_reads_what_it_cached(train, tmp_path, monkeypatch):
         raise AssertionError("the cached table was not used")
 
     monkeypatch.setattr(places, "build_groups", never)
-    again = places.load_groups(train, CONFIG, tmp_path / "cache")
+    again = load_groups(Source(train), CONFIG, tmp_path / "cache")
     assert again[0] == paths
     assert as_lists(again[1]) == as_lists(groups)
 
 
 def test_cache_is_keyed_by_names_and_config(train, tmp_path):
     cache = tmp_path / "cache"
-    places.load_groups(train, CONFIG, cache)
+    load_groups(Source(train), CONFIG, cache)
     other = tmp_path / "b" / "train"  # the same base name with other images
     make_split(other, *random_places(200, seed=1))
-    paths, groups = places.load_groups(other, CONFIG, cache)
+    paths, groups = load_groups(Source(other), CONFIG, cache)
     assert as_lists(groups) == as_lists(places.build_groups(places.positions(paths), CONFIG))
     finer = GroupConfig(M=40, N=2, L=1, groups_num=2, min_images_per_class=2)
-    places.load_groups(train, finer, cache)
+    load_groups(Source(train), finer, cache)
     assert len(list(cache.iterdir())) == 3
     moved = train.rename(tmp_path / "moved")  # the same images elsewhere share the table
-    places.load_groups(moved, CONFIG, cache)
+    load_groups(Source(moved), CONFIG, cache)
     assert len(list(cache.iterdir())) == 3
     next(moved.iterdir()).unlink()
-    places.load_groups(moved, CONFIG, cache)
+    load_groups(Source(moved), CONFIG, cache)
     assert len(list(cache.iterdir())) == 4
 
 
 @pytest.mark.parametrize("damage", ["cut", "noise", "empty"])
 def test_a_damaged_table_is_made_anew(train, tmp_path, caplog, damage):
     cache = tmp_path / "cache"
-    _, groups = places.load_groups(train, CONFIG, cache)
+    _, groups = load_groups(Source(train), CONFIG, cache)
     (table,) = cache.iterdir()
     whole = table.read_bytes()
     table.write_bytes({"cut": whole[: len(whole) // 2], "noise": b"noise", "empty": b""}[damage])
     with caplog.at_level(logging.WARNING):
-        _, again = places.load_groups(train, CONFIG, cache)
+        _, again = load_groups(Source(train), CONFIG, cache)
     assert "damaged" in caplog.text
     assert str(table) in caplog.text
     assert as_lists(again) == as_lists(groups)
@@ -217,7 +219,7 @@ def test_a_damaged_table_is_made_anew(train, tmp_path, caplog, damage):
 
 def test_flipped_bytes_never_crash(train, tmp_path):
     cache = tmp_path / "cache"
-    _, groups = places.load_groups(train, CONFIG, cache)
+    _, groups = load_groups(Source(train), CONFIG, cache)
     (table,) = cache.iterdir()
     whole = np.frombuffer(table.read_bytes(), np.uint8)
     rng = np.random.default_rng(0)
@@ -225,13 +227,13 @@ def test_flipped_bytes_never_crash(train, tmp_path):
         data = whole.copy()
         data[rng.integers(0, len(data), 3)] ^= rng.integers(1, 256, 3, dtype=np.uint8)
         table.write_bytes(data)
-        assert as_lists(places.load_groups(train, CONFIG, cache)[1]) == as_lists(groups)
+        assert as_lists(load_groups(Source(train), CONFIG, cache)[1]) == as_lists(groups)
 
 
 def test_a_training_name_without_heading(tmp_path):
     make_split(tmp_path / "train", [(1.0, 2.0), (3.0, 4.0)], [20.0, np.nan])
     with pytest.raises(InputError, match=r"@3\.00.*no heading \(1 of 2"):
-        places.load_groups(tmp_path / "train", CONFIG, tmp_path / "cache")
+        load_groups(Source(tmp_path / "train"), CONFIG, tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
 

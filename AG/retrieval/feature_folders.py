@@ -130,7 +130,8 @@ def source_from_json(values: dict[str, Any]) -> Source:
     paths = {name: values[name] and Path(values[name]) for name in names}
     positives = PositivesConfig(**values["positives"])
     labels, keep_self = (bool(values.get(name, False)) for name in ("labels", "keep_self"))
-    return Source(**paths, positives=positives, labels=labels, keep_self=keep_self)
+    split = str(values.get("split", ""))
+    return Source(**paths, positives=positives, labels=labels, keep_self=keep_self, split=split)
 
 
 def point_to(store: FeatureStore) -> None:

@@ -16,11 +16,12 @@ from retrieval.configs.judge import Source
 from retrieval.configs.learn import GroupConfig
 from retrieval.configs.rank import MatchConfig, RerankConfig, TreeConfig
 from retrieval.configs.rerank_file import read_rerank, write_rerank
-from retrieval.data import images, places
+from retrieval.data import images
 from retrieval.data.ground_truth import read_gnd
 from retrieval.data.photo_sets import open_set
 from retrieval.data.positives import from_file
 from retrieval.data.sfm_pairs import image_path, read_pairs
+from retrieval.data.training_photos import load_groups
 from retrieval.drawing.curves import read_losses
 from retrieval.errors import InputError
 from retrieval.feature_folders import features_of_set, find_store, made_from, point_to
@@ -245,7 +246,7 @@ def tables(folder: Path) -> list[Path]:
 def read_tables(folder: Path) -> Any:
     """Its classes."""
     config = GroupConfig(groups_num=1, min_images_per_class=2)
-    paths, groups = places.load_groups(folder / "train", config, folder / "cache")
+    paths, groups = load_groups(Source(folder / "train"), config, folder / "cache")
     return [str(path) for path in paths], [group.classes for group in groups]
 
 

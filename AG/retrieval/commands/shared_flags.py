@@ -61,17 +61,28 @@ class PlaceFlags(Config, group="Data"):
     dataset_folder: Path | None = setting(
         None,
         "folder with train/, val/ and test/; only the splits that a command uses must exist. "
-        "To test on, also a folder with jpg/ and gnd_NAME.pkl, as roxford5k",
+        "Or photos alone: tested on, each is searched among the others; trained on, the last fifth "
+        "along their widest axis is held out. To test on, also database/ with queries/, or jpg/ "
+        "with gnd_NAME.pkl, as roxford5k",
     )
     train_set_folder: Path | None = setting(None, "its train split, if it lies elsewhere")
     val_set_folder: Path | None = setting(None, "its val split, if it lies elsewhere")
     test_set_folder: Path | None = setting(None, "its test split, if it lies elsewhere")
 
-    def split_folder(self, split: str) -> Path:
-        """The folder of a split; InputError if the flags name none, or one that is not there."""
-        folder: Path | None = getattr(self, f"{split}_set_folder")
-        if folder is None and self.dataset_folder is not None:
-            folder = self.dataset_folder / split
+    def split_source(self, split: str, positives: PositivesConfig) -> Source:
+        """Where a split lies; InputError if the flags name none, or one that is not there."""
+        named: Path | None = getattr(self, f"{split}_set_folder")
+        if named is not None or self.dataset_folder is None:
+            return Source(dataset=self._there(split, named), positives=positives)
+        from retrieval.data import layouts  # here, since it loads torch
+
+        whole = self.dataset_folder
+        tested = split == "test" and layouts.find_pair(whole) is not None
+        if tested or (not (whole / split).is_dir() and layouts.is_single(whole)):
+            return Source(dataset=whole, positives=positives, split=split)
+        return Source(dataset=self._there(split, whole / split), positives=positives)
+
+    def _there(self, split: str, folder: Path | None) -> Path:
         if folder is None:
             raise InputError(
                 f"where are the images? give --dataset_folder (or --{split}_set_folder)"
@@ -221,26 +232,25 @@ class PhotoSetFlags(PlaceFlags, group="Data"):
             raise InputError(f"--{whole[0]} and --database_folder exclude each other")
         if self.database_folder is None and self.positives_file is not None:
             raise InputError("--positives goes with --database_folder and --queries_folder")
-        dataset = None
+        dataset = Source(positives=self.right)
         if self.database_folder is None:
             dataset = self._dataset()
-        return Source(
-            dataset=dataset,
+        return replace(
+            dataset,
             database=self.database_folder,
             queries=self.queries_folder,
             positives_file=self.positives_file,
-            positives=self.right,
             labels=self.labels,
             keep_self=self.keep_self,
         )
 
-    def _dataset(self) -> Path:
+    def _dataset(self) -> Source:
         from retrieval.data.photo_sets import find_gnd  # here, since it loads torch
 
         folder = self.dataset_folder
         if folder is not None and self.test_set_folder is None and find_gnd(folder):
-            return folder
-        return self.split_folder("test")
+            return Source(dataset=folder, positives=self.right)
+        return self.split_source("test", self.right)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Literal
 
 from retrieval.commands import shared_flags as shared
 from retrieval.commands.flags import Asked, Parser
 from retrieval.configs.describe import DelgConfig
-from retrieval.configs.judge import EvaluationConfig, PositivesConfig
+from retrieval.configs.judge import EvaluationConfig, PositivesConfig, Source
 from retrieval.configs.learn import SIZE, Recipe, Where
 from retrieval.configs.setting import setting
 from retrieval.errors import InputError
@@ -53,23 +52,17 @@ class TrainingOptions(
             if device.type != "cuda":
                 raise InputError(f"--augmentation_device cuda needs --device cuda, not {device}")
 
-    @property
-    def train_folder(self) -> Path:
-        """The training images."""
-        return self.split_folder("train")
+    def split(self, name: str) -> Source:
+        """Where the split train, val or test lies."""
+        return self.split_source(name, self.positives)
 
     @property
-    def val_folder(self) -> Path:
-        """The validation set."""
-        return self.split_folder("val")
-
-    @property
-    def test_folder(self) -> Path | None:
+    def test(self) -> Source | None:
         """The test set if it is there; a data set without one can be trained on."""
         named = self.test_set_folder is not None
         data = self.dataset_folder
         there = named or (data is not None and (data / "test").is_dir())
-        return self.split_folder("test") if there else None
+        return self.split("test") if there else None
 
     @property
     def where(self) -> Where:
@@ -110,5 +103,5 @@ def _read(asked: Asked, default: str | None, *, only_local: bool) -> TrainingOpt
         judged=judged if only_local else replace(judged, rerank=None),
     )
     for split in ("train", "val"):
-        options.split_folder(split)  # says at once what is missing
+        options.split(split)  # says at once what is missing
     return options

@@ -69,7 +69,7 @@ class Source:
 
     What opens a set again: `open_set`. positives_file: of two folders, instead of positions.
     labels: False for sets in which nothing is known to be right. keep_self: photos may be their
-    own answers.
+    own answers. split: train, val or test, where ``dataset`` holds the photos of more than one.
     """
 
     dataset: Path | None = None
@@ -79,6 +79,7 @@ class Source:
     positives: PositivesConfig = field(default_factory=PositivesConfig)
     labels: bool = True
     keep_self: bool = False
+    split: str = ""
 
 
 @dataclass(frozen=True)

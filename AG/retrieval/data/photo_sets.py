@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from retrieval.configs.judge import PositivesConfig, Source
-from retrieval.data import ground_truth, images, positives
+from retrieval.data import ground_truth, images, layouts, positives
 from retrieval.data.contents import content_hashes, fingerprint
 from retrieval.data.images import Box
 from retrieval.data.positives import Positives
@@ -182,53 +182,67 @@ def open_set(source: Source, *, need_photos: bool = True) -> PhotoSet:
     return _open_places(source, folder)
 
 
-def open_places(folder: Path, config: PositivesConfig) -> PhotoSet:
-    """A split in the layout of SF-XS: ``folder/database`` and ``queries`` (or ``queries_v1``)."""
-    return _open_places(Source(dataset=folder, positives=config), folder)
-
-
 def _open_places(source: Source, folder: Path) -> PhotoSet:
     if not folder.is_dir():
         raise InputError(f"{folder} does not exist: is --dataset_folder right?")
-    names = [name for name in ("queries", "queries_v1") if (folder / name).is_dir()]
-    if not names:
-        found = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
-        raise InputError(
-            f"{folder} has no folder queries or queries_v1, nor jpg/ with gnd_*.pkl or .json "
-            f"beside it (it has {found})"
-        )
-    return _open_folders(source, folder / "database", folder / names[0])
+    pair = layouts.find_pair(folder)
+    if pair is not None:
+        return _open_folders(source, *pair)
+    if layouts.is_single(folder):
+        return _open_single(source, folder)
+    raise InputError(
+        f"{folder} has no folder queries or queries_v1 beside database, nor jpg/ with gnd_*.pkl or "
+        f".json beside it (it has {layouts.listed([path.name for path in folder.iterdir()])})"
+    )
+
+
+def _open_single(source: Source, folder: Path) -> PhotoSet:
+    """Photos in one folder, each searched among all others; of val, those that are held out."""
+    paths = images.list_images(folder)
+    whole = Photos(folder, paths)
+    if source.split == "val":
+        (found,) = locate([whole], source.positives)
+        _, rows = layouts.divide(found, source.positives)
+        whole = Photos(folder, [paths[row] for row in rows])
+    return _judged(source, whole, whole)
 
 
 def _open_folders(source: Source, database_folder: Path, queries_folder: Path) -> PhotoSet:
-    """Any two folders of photos; positives from a file, else from the positions in the names."""
-    database = images.list_images(database_folder)
-    queries = images.list_images(queries_folder)
-    selves = None if source.keep_self else _selves(queries, database)
+    """Any two folders of photos; positives from a file, else from where they were taken."""
+    database = Photos(database_folder, images.list_images(database_folder))
+    return _judged(source, database, Photos(queries_folder, images.list_images(queries_folder)))
+
+
+def _judged(source: Source, database: Photos, queries: Photos) -> PhotoSet:
+    """The set of these photos, with what is right in it."""
+    selves = None if source.keep_self else _selves(queries.paths, database.paths)
     truth: dict[str, Positives] = {}
     taken = None
     if source.labels and source.positives_file is not None:
-        query_names = [str(path.relative_to(queries_folder)) for path in queries]
-        database_names = [str(path.relative_to(database_folder)) for path in database]
-        truth["R"] = positives.from_file(source.positives_file, query_names, database_names)
+        names = [
+            [str(path.relative_to(photos.folder)) for path in photos.paths]
+            for photos in (queries, database)
+        ]
+        truth["R"] = positives.from_file(source.positives_file, *names)
     elif source.labels:
-        asked = Photos(queries_folder, queries), Photos(database_folder, database)
-        taken = _located(*asked, source.positives)
+        taken = _located(queries, database, source.positives)
         truth["R"] = right_answers(*taken, source.positives)
-    if selves is not None and max(map(len, selves)) == len(database):
-        raise InputError(f"{database_folder}: holds no photo but a query itself (--keep_self)")
+    if selves is not None and max(map(len, selves)) == len(database.paths):
+        raise InputError(f"{database.folder}: holds no photo but a query itself (--keep_self)")
     if truth and selves is not None:
         truth["R"] = truth["R"].without(selves)
     if truth and not any(map(len, truth["R"].positives)):
         raise InputError(
-            f"{queries_folder}: no query has a right answer in {database_folder}; is "
+            f"{queries.folder}: no query has a right answer in {database.folder}; is "
             f"{source.positives_file or '--positive_dist_threshold'} right? (--no_labels: "
             "predictions alone)"
         )
     if truth:
-        _warn_where_chance_is_right(truth["R"], database_folder, len(database))
-    folder = _common_folder(database_folder, queries_folder)
-    return PhotoSet(folder, queries, database, truth, source=source, selves=selves, taken=taken)
+        _warn_where_chance_is_right(truth["R"], database.folder, len(database.paths))
+    folder = _common_folder(database.folder, queries.folder)
+    return PhotoSet(
+        folder, queries.paths, database.paths, truth, source=source, selves=selves, taken=taken
+    )
 
 
 def _warn_where_chance_is_right(truth: Positives, database_folder: Path, size: int) -> None:
@@ -294,6 +308,8 @@ def _located(
 
 
 def _common_folder(first: Path, second: Path) -> Path:
+    if first == second:
+        return first
     return first.parent if first.parent == second.parent else Path("/")
 
 

@@ -7,13 +7,12 @@ degrees, and any other but the first two may be empty.
 
 import hashlib
 import io
-import json
 import logging
 import math
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -134,30 +133,53 @@ class Group:
 def build_groups(taken: Positions, config: GroupConfig) -> list[Group]:
     """CosPlace's groups (Berton et al., "Rethinking Visual Geo-localization", section 3.2).
 
-    Headings are taken modulo 360. Images of two zones share no class. Only groups that
-    hold a class count; groups and the classes in them are ordered by their first image. Returns
-    the first ``config.groups_num`` groups. Raises InputError if there are fewer, or none.
+    Headings are taken modulo 360; those of classes that hold all directions (alpha 360) need not
+    be known. Images of two zones share no class. Only groups that hold a class count; groups and
+    the classes in them are ordered by their first image. Returns the first ``config.groups_num``
+    groups. Raises InputError if there are fewer, or none.
     """
     utm, heading = taken.utm, taken.heading
+    if config.alpha == 360:
+        heading = np.zeros(len(utm))
     if np.isnan(heading).any():
         raise ValueError("every image of a class needs a heading")
     cells = np.column_stack([utm // config.M, heading % 360 // config.alpha]).astype(np.int64)
     every = _rows_by_value(np.column_stack([cells, taken.zones]))
+    classes = _large_enough(every, config, f"cell of {config.M} m and {config.alpha}°")
+    first_cells = cells[[rows[0] for rows in classes]]
+    members = _rows_by_value(first_cells % [config.N, config.N, config.L])
+    return _first_groups([Group([classes[i] for i in group]) for group in members], config)
+
+
+def groups_of_labels(labels: Sequence[str], config: GroupConfig) -> list[Group]:
+    """Groups of classes that are the labels (N,), dealt out one after the other.
+
+    Raises InputError as `build_groups`.
+    """
+    numbers = np.unique(np.array(labels, str), return_inverse=True)[1]
+    classes = _large_enough(_rows_by_value(numbers.reshape(-1, 1)), config, "place")
+    dealt = [classes[start :: config.groups_num] for start in range(config.groups_num)]
+    return _first_groups([Group(each) for each in dealt if each], config)
+
+
+def _large_enough(every: list[np.ndarray], config: GroupConfig, what: str) -> list[np.ndarray]:
     classes = [rows for rows in every if len(rows) >= config.min_images_per_class]
     if not classes:
         raise InputError(
             f"no class has the {config.min_images_per_class} images of --min_images_per_class; the "
-            f"largest cell of {config.M} m and {config.alpha}° has "
-            f"{max(map(len, every), default=0)}: lower it, or raise --M or --alpha"
+            f"largest {what} has {max(map(len, every), default=0)}: lower it, or raise --M or "
+            "--alpha"
         )
-    first_cells = cells[[rows[0] for rows in classes]]
-    members = _rows_by_value(first_cells % [config.N, config.N, config.L])
-    if len(members) < config.groups_num:
+    return classes
+
+
+def _first_groups(groups: list[Group], config: GroupConfig) -> list[Group]:
+    if len(groups) < config.groups_num:
         raise InputError(
-            f"--groups_num {config.groups_num}: these images make only {len(members)} groups; "
-            f"set --groups_num {len(members)}"
+            f"--groups_num {config.groups_num}: these images make only {len(groups)} groups; "
+            f"set --groups_num {len(groups)}"
         )
-    return [Group([classes[i] for i in group]) for group in members[: config.groups_num]]
+    return groups[: config.groups_num]
 
 
 def _rows_by_value(values: np.ndarray) -> list[np.ndarray]:
@@ -170,38 +192,24 @@ def _rows_by_value(values: np.ndarray) -> list[np.ndarray]:
     return [rows[i] for i in np.argsort(first)]
 
 
-def load_groups(
-    train_folder: str | os.PathLike[str],
-    config: GroupConfig,
-    cache_folder: str | os.PathLike[str],
-) -> tuple[list[Path], list[Group]]:
-    """The training images below a folder, sorted, and their groups, by way of a cached table.
+def kept_groups(
+    cache_folder: str | os.PathLike[str], content: str, make: Callable[[], list[Group]]
+) -> list[Group]:
+    """The groups that ``make`` gives, by way of a table in a folder.
 
-    The table's name is a hash of the images' names and the config, so that another data set under
-    the same folder name, or other settings, never meet it. A damaged table is made anew, with a
-    warning. Raises InputError as `images.list_images`, `parse_name` and
-    `build_groups` do.
+    content: all that decides the groups; the table's name is its hash. A damaged table is made
+    anew, with a warning.
     """
-    paths = images.list_images(train_folder)
-    names = "\0".join(path.relative_to(train_folder).as_posix() for path in paths)
-    content = json.dumps(asdict(config), sort_keys=True) + "\0" + names
     key = hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()[:32]
     table = Path(cache_folder) / f"groups_{key}.table"
     if table.exists():
         try:
-            return paths, _unpack(table.read_bytes())
+            return _unpack(table.read_bytes())
         except (OSError, ValueError) as error:
             log.warning("%s is damaged (%s) and is made anew", table, error)
-    taken = positions(paths)
-    missing = np.isnan(taken.heading)
-    if missing.any():
-        raise InputError(
-            f"{paths[missing.argmax()]}: no heading ({missing.sum()} of {len(paths)} training "
-            f"images lack one); the classes need it as field 9 of the name, as in {EXAMPLE}"
-        )
-    groups = build_groups(taken, config)
+    groups = make()
     write_atomically(table, _pack(groups))
-    return paths, groups
+    return groups
 
 
 def _pack(groups: list[Group]) -> bytes:

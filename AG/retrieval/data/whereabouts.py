@@ -113,9 +113,7 @@ def locate(
     Raises InputError too where nothing is known of any.
     """
     every = [path for photos in groups for path in photos.paths]
-    source = config.positions if config.frame_tolerance is None else "frames"
-    if source == "auto":
-        source = _found(every)
+    source = source_of(every, config)
     if config.positions_file is not None:
         told = _from_file(config.positions_file, groups)
     else:
@@ -129,8 +127,15 @@ def locate(
     return [whole.rows(rows) for rows in np.split(np.arange(len(every)), ends)]
 
 
-def _found(paths: Sequence[Path]) -> str:
-    """exif where the first name tells nothing and some photos have GPS data; else names."""
+def source_of(paths: Sequence[Path], config: PositivesConfig) -> str:
+    """Where positions come from: as ``config`` says, or what auto finds.
+
+    That is exif where the first name tells nothing and some photos have GPS data; else names.
+    """
+    if config.frame_tolerance is not None:
+        return "frames"
+    if config.positions != "auto":
+        return config.positions
     if not paths or _of_name(paths[0]) is not None:
         return "names"
     spread = np.unique(np.linspace(0, len(paths) - 1, _PROBED).astype(int))
