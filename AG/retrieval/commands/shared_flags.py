@@ -60,10 +60,10 @@ class PlaceFlags(Config, group="Data"):
 
     dataset_folder: Path | None = setting(
         None,
-        "folder with train/, val/ and test/; only the splits that a command uses must exist. "
-        "Or photos alone: tested on, each is searched among the others; trained on, the last fifth "
-        "along their widest axis is held out. To test on, also database/ with queries/, or jpg/ "
-        "with gnd_NAME.pkl, as roxford5k",
+        "folder with train/, val/ and test/; only the splits that a command uses must exist. Or a "
+        "manifest of prepare.py. Or photos alone: tested on, each is searched among the others; "
+        "trained on, the last fifth along their widest axis is held out. To test on, also "
+        "database/ with queries/, or jpg/ with gnd_NAME.pkl, as roxford5k",
     )
     train_set_folder: Path | None = setting(None, "its train split, if it lies elsewhere")
     val_set_folder: Path | None = setting(None, "its val split, if it lies elsewhere")
@@ -77,6 +77,8 @@ class PlaceFlags(Config, group="Data"):
         from retrieval.data import layouts  # here, since it loads torch
 
         whole = self.dataset_folder
+        if whole.is_file():  # a manifest
+            return Source(dataset=whole, positives=positives, split=split)
         tested = split == "test" and layouts.find_pair(whole) is not None
         if tested or (not (whole / split).is_dir() and layouts.is_single(whole)):
             return Source(dataset=whole, positives=positives, split=split)
@@ -248,7 +250,8 @@ class PhotoSetFlags(PlaceFlags, group="Data"):
         from retrieval.data.photo_sets import find_gnd  # here, since it loads torch
 
         folder = self.dataset_folder
-        if folder is not None and self.test_set_folder is None and find_gnd(folder):
+        alone = folder is not None and self.test_set_folder is None and not folder.is_file()
+        if folder is not None and alone and find_gnd(folder):
             return Source(dataset=folder, positives=self.right)
         return self.split_source("test", self.right)
 

@@ -59,9 +59,12 @@ class TrainingOptions(
     @property
     def test(self) -> Source | None:
         """The test set if it is there; a data set without one can be trained on."""
-        named = self.test_set_folder is not None
-        data = self.dataset_folder
-        there = named or (data is not None and (data / "test").is_dir())
+        data, there = self.dataset_folder, self.test_set_folder is not None
+        if data is not None and data.is_file():
+            from retrieval.data.manifest import read_manifest  # here, since it loads torch
+
+            there = there or "test" in read_manifest(data).parts
+        there = there or (data is not None and (data / "test").is_dir())
         return self.split("test") if there else None
 
     @property

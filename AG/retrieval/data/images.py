@@ -205,21 +205,33 @@ def open_header(path: str | os.PathLike[str]) -> Image.Image:
 def check_photos(headers: Sequence[Path], whole: Sequence[Path] = ()) -> None:
     """Look for photos that cannot be read before long work that would stumble over them.
 
-    headers: of these the headers are read, which is fast; whole: these are decoded, as small as
-    their format allows. Raises ImageError with the first and the number of those that are bad.
+    Raises ImageError with the first and the number of those that `find_unreadable` finds.
     """
-    count = len(headers) + len(whole)
-    with ThreadPoolExecutor() as pool, progress.bar("checking photos", count):
-        errors = []
-        for found in (pool.map(_error_of_header, headers), pool.map(_error_of_all, whole)):
-            for error in found:
-                progress.advance()
-                errors += [] if error is None else [error]
+    errors = list(find_unreadable(headers, whole).values())
     if errors:
         raise ImageError(
-            f"{errors[0]} ({len(errors)} of {count} photos cannot be read; --skip_bad_images goes "
-            "on without them)"
+            f"{errors[0]} ({len(errors)} of {len(headers) + len(whole)} photos cannot be read; "
+            "--skip_bad_images goes on without them)"
         ) from errors[0]
+
+
+def find_unreadable(
+    headers: Sequence[Path], whole: Sequence[Path] = ()
+) -> "dict[Path, ImageError]":
+    """The photos that cannot be read.
+
+    headers: of these the headers are read, which is fast; whole: these are decoded, as small as
+    their format allows.
+    """
+    found: dict[Path, ImageError] = {}
+    count = len(headers) + len(whole)
+    with ThreadPoolExecutor() as pool, progress.bar("checking photos", count):
+        for paths, look in ((headers, _error_of_header), (whole, _error_of_all)):
+            for path, error in zip(paths, pool.map(look, paths), strict=True):
+                progress.advance()
+                if error is not None:
+                    found[path] = error
+    return found
 
 
 def _error_of_header(path: Path) -> ImageError | None:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +13,7 @@ from retrieval.configs.judge import PositivesConfig, Source
 from retrieval.data import ground_truth, images, layouts, positives
 from retrieval.data.contents import content_hashes, fingerprint
 from retrieval.data.images import Box
+from retrieval.data.manifest import Manifest, read_manifest
 from retrieval.data.positives import Positives
 from retrieval.data.whereabouts import Photos, Whereabouts, locate, right_answers
 from retrieval.errors import InputError
@@ -177,9 +178,43 @@ def open_set(source: Source, *, need_photos: bool = True) -> PhotoSet:
         assert source.database is not None
         assert source.queries is not None
         return _open_folders(source, source.database, source.queries)
+    if folder.is_file():
+        return open_part(read_manifest(folder), source, need_photos=need_photos)
     if find_gnd(folder) is not None:
         return open_revisited(folder, labels=source.labels, need_photos=need_photos)
     return _open_places(source, folder)
+
+
+def open_part(manifest: Manifest, source: Source, *, need_photos: bool = True) -> PhotoSet:
+    """The split ``source.split`` of a manifest that lies, or will, in the file ``source.dataset``.
+
+    What is right is as it says, but for what ``source`` asks for.
+    """
+    file = source.dataset
+    assert file is not None
+    if manifest.revisited:
+        photos = open_revisited(manifest.folder, labels=source.labels, need_photos=need_photos)
+        return replace(photos, source=source)
+    part = manifest.part(source.split or "test", file)
+    queries = part.queries or part.database
+    every = dict.fromkeys([*queries.paths, *part.database.paths])
+    missing = [path for path in every if not path.is_file()]
+    if missing and need_photos:
+        raise InputError(f"{file} names {len(missing)} photos that are missing, first {missing[0]}")
+    opened = replace(
+        source,
+        positives=manifest.rule(source.positives),
+        positives_file=manifest.positives_file,
+        labels=source.labels and manifest.labels,
+    )
+    taken = None
+    if queries.taken is not None and part.database.taken is not None:
+        taken = queries.taken, part.database.taken
+    folders = manifest.folder, manifest.folder
+    if manifest.positives_file is not None:  # its names are relative to these
+        folders = layouts.find_pair(manifest.folder) or folders
+    sides = zip(folders, (part.database.paths, queries.paths), strict=True)
+    return _judged(opened, *(Photos(folder, paths) for folder, paths in sides), taken=taken)
 
 
 def _open_places(source: Source, folder: Path) -> PhotoSet:
@@ -213,11 +248,21 @@ def _open_folders(source: Source, database_folder: Path, queries_folder: Path) -
     return _judged(source, database, Photos(queries_folder, images.list_images(queries_folder)))
 
 
-def _judged(source: Source, database: Photos, queries: Photos) -> PhotoSet:
-    """The set of these photos, with what is right in it."""
-    selves = None if source.keep_self else _selves(queries.paths, database.paths)
+def _judged(
+    source: Source,
+    database: Photos,
+    queries: Photos,
+    *,
+    taken: tuple[Whereabouts, Whereabouts] | None = None,
+) -> PhotoSet:
+    """The set of these photos, with what is right in it; ``taken``, if that is known already."""
+    if source.keep_self:
+        selves = None
+    elif queries.paths == database.paths:  # one folder, in which each is searched for
+        selves = list(np.arange(len(queries.paths)).reshape(-1, 1))
+    else:
+        selves = _selves(queries.paths, database.paths)
     truth: dict[str, Positives] = {}
-    taken = None
     if source.labels and source.positives_file is not None:
         names = [
             [str(path.relative_to(photos.folder)) for path in photos.paths]
@@ -225,7 +270,7 @@ def _judged(source: Source, database: Photos, queries: Photos) -> PhotoSet:
         ]
         truth["R"] = positives.from_file(source.positives_file, *names)
     elif source.labels:
-        taken = _located(queries, database, source.positives)
+        taken = taken or _located(queries, database, source.positives)
         truth["R"] = right_answers(*taken, source.positives)
     if selves is not None and max(map(len, selves)) == len(database.paths):
         raise InputError(f"{database.folder}: holds no photo but a query itself (--keep_self)")
@@ -247,14 +292,12 @@ def _judged(source: Source, database: Photos, queries: Photos) -> PhotoSet:
 
 def _warn_where_chance_is_right(truth: Positives, database_folder: Path, size: int) -> None:
     """A warning where a random first answer is more often right than wrong: R@1 tells nothing."""
-    each = zip(truth.positives, truth.junk, strict=True)
-    right = [len(rows) / (size - len(junk)) for rows, junk in each if len(rows)]
-    chance = 100 * float(np.mean(right))
-    if size > 1 and chance > 50:
+    right = 100 * positives.chance(truth, size)
+    if size > 1 and right > 50:
         images.warn_once(
-            f"{database_folder}: a random first answer would be right for {chance:.0f} % of the "
-            "queries, so that the figures tell nothing. Are fields 1 and 2 of the names metres "
-            "(not kilometres or degrees), and --positive_dist_threshold or --positives right?"
+            f"{database_folder}: a random first answer would be right for {right:.0f} % of the "
+            "queries, so that the figures tell nothing. Are positions in metres (in names fields 1 "
+            "and 2; not kilometres), and --positive_dist_threshold or --positives right?"
         )
 
 

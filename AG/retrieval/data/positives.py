@@ -85,6 +85,13 @@ def by_distance(
     return _without_junk(positives)
 
 
+def chance(truth: Positives, size: int) -> float:
+    """The share of queries with right answers for which a random photo of ``size`` is one."""
+    each = zip(truth.positives, truth.junk, strict=True)
+    right = [len(rows) / (size - len(junk)) for rows, junk in each if len(rows)]
+    return float(np.mean(right)) if right else 0.0
+
+
 def by_label(queries: Sequence[str], database: Sequence[str]) -> Positives:
     """Positives that carry the query's label; an empty label is that of no place. No junk."""
     rows: dict[str, list[int]] = {}

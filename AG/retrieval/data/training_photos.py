@@ -13,6 +13,7 @@ from retrieval.configs.judge import PositivesConfig, Source
 from retrieval.configs.learn import GroupConfig
 from retrieval.data import images, places
 from retrieval.data.layouts import divide, is_single
+from retrieval.data.manifest import read_manifest
 from retrieval.data.places import Group
 from retrieval.data.whereabouts import Photos, Whereabouts, locate, source_of
 from retrieval.errors import InputError
@@ -29,15 +30,24 @@ def load_groups(
     """
     folder = source.dataset
     assert folder is not None
-    paths = images.list_images(folder)
     found: Whereabouts | None = None
-    if source.split and is_single(folder):
+    if folder.is_file():
+        manifest = read_manifest(folder)
+        paths, found = manifest.part("train", folder).database
+        folder = manifest.folder
+        if found is None:
+            raise InputError(f"{source.dataset}: no positions nor places to make classes of")
+    else:
+        paths = images.list_images(folder)
+    if found is None and source.split and is_single(folder):
         found = _located(folder, paths, source.positives)
         rows, _ = divide(found, source.positives)
         paths, found = [paths[row] for row in rows], found.rows(rows)
     names = "\0".join(path.relative_to(folder).as_posix() for path in paths)
     content = json.dumps(asdict(config), sort_keys=True) + "\0" + names
-    if source_of(paths, source.positives) != "names":  # names alone decide; others may change
+    if (
+        found is not None or source_of(paths, source.positives) != "names"
+    ):  # names alone decide; others may change
         found = found or _located(folder, paths, source.positives)
         content += "\0" + _hash(found)
 
