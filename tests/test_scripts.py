@@ -235,7 +235,7 @@ def test_the_commands_of_the_first_readme_are_understood(workplace, trained, eva
         ("train_only_local.py --dataset_folder city", "--resume_model"),
         ("eval.py --dataset_folder city", "which weights"),
         ("eval.py --dataset_folder city --pretrained none --resume_model x", "exclude each other"),
-        ("eval.py --dataset_folder city/train --pretrained none", "test"),
+        ("eval.py --dataset_folder city/nowhere --pretrained none", "city/nowhere/test"),
         ("eval.py --dataset_folder city --pretrained none --local_features f --no_rerank",
          "--local_features and --no_rerank exclude each other"),
         ("eval.py --database_folder city/train --pretrained none", "--queries_folder"),

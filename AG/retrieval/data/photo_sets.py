@@ -258,7 +258,7 @@ def _judged(
     """The set of these photos, with what is right in it; ``taken``, if that is known already."""
     if source.keep_self:
         selves = None
-    elif queries.paths == database.paths:  # one folder, in which each is searched for
+    elif source.database is None and queries.paths == database.paths:  # one folder of photos
         selves = list(np.arange(len(queries.paths)).reshape(-1, 1))
     else:
         selves = _selves(queries.paths, database.paths)
