@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tests.gps_photos import METRES_A_DEGREE, shot
 
-from retrieval import feature_folders
+from retrieval import feature_folders, open_photos
 from retrieval.configs.judge import PositivesConfig, Source
 from retrieval.data.metres import to_metres
 from retrieval.data.photo_sets import open_set
@@ -54,6 +54,13 @@ def test_exif_is_found_by_itself(walk):
     queries, database = photos.whereabouts
     assert (queries.source, database.kind) == ("exif", "metres")
     assert np.diff(database.metres[:, 1]) == pytest.approx(np.full(9, 20.0), abs=0.1)
+
+
+def test_from_python(walk):
+    folders = {"database": walk / "database", "queries": walk / "queries"}
+    assert rows(open_photos(**folders)) == rows(open_photos(walk)) == near(20.0, 25.0)
+    with pytest.raises(InputError, match="no coordinates"):
+        open_photos(**folders, positions="names")
 
 
 def test_directions_of_exif_count(walk):

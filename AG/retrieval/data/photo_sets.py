@@ -151,12 +151,14 @@ def open_photos(
     database: str | Path | None = None,
     queries: str | Path | None = None,
     positives: str | Path | None = None,
+    positions: str | Path = "auto",
     labels: bool = True,
 ) -> PhotoSet:
-    """The photo set in a folder (SF-XS's layout, or revisited Oxford's), or in two of any photos.
+    """The photo set of a manifest, in a folder (of any layout), or in two of any photos.
 
-    positives: a file that says what is right (`positives.from_file`), instead of positions in the
-    names. labels: False where nothing is known to be right. Raises InputError as `open_set`.
+    positives: a file that says what is right (`positives.from_file`), instead of positions.
+    positions: where these come from, as ``PositivesConfig.positions``. labels: False where nothing
+    is known to be right. Raises InputError as `open_set`.
     """
     given = tuple(path is not None for path in (folder, database, queries))
     if given not in ((True, False, False), (False, True, True)):
@@ -164,7 +166,8 @@ def open_photos(
     one, two, three, four = (
         None if path is None else Path(path) for path in (folder, database, queries, positives)
     )
-    return open_set(Source(one, two, three, four, labels=labels))
+    right = PositivesConfig(positions=str(positions))
+    return open_set(Source(one, two, three, four, right, labels=labels))
 
 
 def open_set(source: Source, *, need_photos: bool = True) -> PhotoSet:
